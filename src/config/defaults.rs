@@ -1,0 +1,66 @@
+//! Every default, in one place, with its reason.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::net::Keepalive;
+
+/// SIGTERM to the last reset. Kubernetes kills after 30 s; this leaves it room to write the last lines.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// Loopback, and away from the ports of Envoy (9901), Caddy (2019), linkerd (4191), Traefik (8080), HAProxy (8404).
+pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9797);
+
+/// Every address: a kubelet and a Prometheus must reach it, and it serves nothing but health and counters.
+pub const TELEMETRY: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 9798);
+
+/// One attempt to connect. A round trip around the world takes 0.3 s, and the kernel repeats a lost SYN only after 1 s:
+/// by then another endpoint has answered.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Attempts for one session: two in the first cloud and two in the next, as the third goes to another cloud.
+pub const ATTEMPTS: u8 = 4;
+
+/// An endpoint that comes back fills its caches before it carries its full share.
+pub const SLOW_START: Duration = Duration::from_secs(10);
+
+/// A database session may sleep for long; keepalive, not this, finds dead peers.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// A peer that has ended its direction and hears nothing for a minute is a leak more often than a slow answer.
+pub const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The kernel cuts it to `net.core.somaxconn` (4096 since Linux 5.4).
+pub const BACKLOG: u32 = 4096;
+
+/// A silent peer is found after 60 + 3 x 10 s: under the 350 s of AWS NLB, the 4 min of Azure and the 10 min of Google
+/// firewalls, so that they never forget a live session.
+pub const KEEPALIVE: Keepalive =
+    Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 };
+
+/// Unacknowledged bytes mean a dead peer after this, not after the kernel's 15 minutes.
+pub const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Weight of an endpoint or a cloud.
+pub const WEIGHT: u32 = 1;
+
+/// Probes of one endpoint: a failure is noticed within a second, at one small connection a second.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// While in doubt a verdict is wanted soon, and the doubt is short.
+pub const PROBE_FAST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Above a round trip around the world (0.3 s), below the connect timeout of a session.
+pub const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// An HTTP answer takes a second round trip and some work.
+pub const HTTP_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One good probe may be luck.
+pub const PROBE_RISE: u32 = 2;
+
+/// One or two bad probes may be packet loss: at 3 % loss three in a row are 1 in 37,000.
+pub const PROBE_FALL: u32 = 3;
+
+/// Proxies that start together drift apart.
+pub const PROBE_JITTER: f64 = 0.1;

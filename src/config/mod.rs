@@ -1,0 +1,294 @@
+//! The operator's words made into a [`Config`] that is complete and right, or refused with every problem at once.
+//! Nothing downstream checks again: what cannot be served cannot be expressed here.
+
+pub mod defaults;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::{
+    ids::{CloudName, ListenerName, PoolName},
+    net::{Bind, Keepalive},
+};
+
+/// A config that can be served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Data-plane workers. `None`: one for each CPU that affinity and cgroup allow.
+    pub workers: Option<usize>,
+    /// How long sessions may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Logging.
+    pub log: Log,
+    /// Where `status` asks.
+    pub admin: Admin,
+    /// Where `/metrics`, `/livez` and `/readyz` are served.
+    pub telemetry: Telemetry,
+    /// Clouds, in the order of the file.
+    pub clouds: Vec<Cloud>,
+    /// Pools, in the order of the file.
+    pub pools: Vec<Pool>,
+    /// Listeners, in the order of the file.
+    pub listeners: Vec<Listener>,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The lowest level written.
+    pub level: Level,
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// Which sessions get a line at their end.
+    pub sessions: SessionLines,
+    /// Where lines go; `None` is standard error.
+    pub file: Option<PathBuf>,
+}
+
+/// A log level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Someone must act.
+    Error,
+    /// Degraded.
+    Warn,
+    /// Decisions and lifecycle.
+    Info,
+    /// Sessions in detail.
+    Debug,
+    /// Bytes.
+    Trace,
+}
+
+/// The shape of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// `key=value` text.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Which sessions are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionLines {
+    /// Each one.
+    All,
+    /// Only those that did not run their course.
+    Errors,
+    /// None.
+    Off,
+}
+
+/// The admin API's address: loopback or a unix socket, never the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where it listens.
+    pub bind: AdminBind,
+    /// False for the default address: then a busy port is a warning, not a refusal to start.
+    pub explicit: bool,
+}
+
+/// Where the admin API listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminBind {
+    /// Nowhere.
+    Off,
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// A unix socket, made with mode 0600.
+    Unix(PathBuf),
+}
+
+/// The telemetry listener's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telemetry {
+    /// Where it listens; `None` is off.
+    pub bind: Option<SocketAddr>,
+    /// False for the default address: then a busy port is a warning, not a refusal to start.
+    pub explicit: bool,
+}
+
+/// A cloud.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cloud {
+    /// Its name.
+    pub name: CloudName,
+    /// Its region, as the provider names it.
+    pub region: Option<String>,
+    /// What a gigabyte leaving it costs, in US dollars: a decimal number as written, shown in `status`.
+    pub egress_usd_per_gb: Option<String>,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// Its name.
+    pub name: PoolName,
+    /// How clouds are chosen.
+    pub policy: Policy,
+    /// How an endpoint is chosen within a cloud.
+    pub balance: Balance,
+    /// What to do with every endpoint down.
+    pub when_all_down: WhenAllDown,
+    /// Time for one attempt to connect.
+    pub connect_timeout: Duration,
+    /// Attempts for one session, at least 1.
+    pub attempts: u8,
+    /// How long an endpoint that comes back is given less than its weight; zero is off.
+    pub slow_start: Duration,
+    /// Probes; `None`: every endpoint counts as up.
+    pub health: Option<Health>,
+    /// Endpoints: at least one.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// How clouds are chosen. Every cloud that has an endpoint stands in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// The first cloud with an endpoint up takes everything.
+    Failover {
+        /// The order.
+        order: Vec<CloudName>,
+    },
+    /// Each cloud takes its share of new sessions; a cloud that is down gives its share to the others.
+    Weighted {
+        /// The shares; 0 only as a fallback when nothing else is up.
+        weights: Vec<(CloudName, u32)>,
+    },
+}
+
+/// How an endpoint is chosen within a cloud; [`crate::balance::Balance`] says how each works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// Fewer sessions of two.
+    LeastSessions,
+    /// Smaller connect time of two.
+    LeastLatency,
+    /// In turn.
+    RoundRobin,
+    /// By chance.
+    Random,
+    /// By the client's address.
+    SourceHash,
+}
+
+/// What to do with every endpoint down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenAllDown {
+    /// Try all as if they were up.
+    TryAnyway,
+    /// Reset new sessions at once.
+    Refuse,
+}
+
+/// One line of a pool: an address or a name that resolves to several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// What is dialled.
+    pub address: Address,
+    /// Where it stands.
+    pub cloud: CloudName,
+    /// Its region, if it differs from the cloud's.
+    pub region: Option<String>,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// Its weight within its cloud, at least 1.
+    pub weight: u32,
+}
+
+/// What is dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// An IP address and a port.
+    Socket(SocketAddr),
+    /// A name to resolve, and a port.
+    Name {
+        /// The host name, as written.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// How endpoints are probed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Health {
+    /// What a probe does.
+    pub probe: Probe,
+    /// The port to probe, if it is not the endpoint's.
+    pub port: Option<u16>,
+    /// Time between probes of one endpoint.
+    pub interval: Duration,
+    /// Time between probes while the verdict is in doubt.
+    pub fast_interval: Duration,
+    /// Time for one probe.
+    pub timeout: Duration,
+    /// Good probes in a row that make an endpoint up.
+    pub rise: u32,
+    /// Bad probes in a row that make it down.
+    pub fall: u32,
+    /// The share by which each interval is varied, 0 to 1.
+    pub jitter: f64,
+}
+
+/// What a probe does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Connects; with `send` or `expect` also talks.
+    Tcp {
+        /// Bytes to send first.
+        send: Vec<u8>,
+        /// Bytes that the answer must contain.
+        expect: Vec<u8>,
+    },
+    /// Asks over HTTP/1.1.
+    Http {
+        /// The path to get.
+        path: String,
+        /// The Host header; the endpoint's address if `None`.
+        host: Option<String>,
+        /// Accepted status codes, as inclusive ranges.
+        status: Vec<(u16, u16)>,
+        /// Text that the first 64 KiB of the body must contain.
+        body: Option<String>,
+    },
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Its name; the bind address as written if the file gives none.
+    pub name: ListenerName,
+    /// Where it accepts.
+    pub bind: Bind,
+    /// What serves it.
+    pub pool: PoolName,
+    /// With no byte in either direction for this long, a session is reset.
+    pub idle_timeout: Duration,
+    /// After one direction has ended, how long the other may be silent.
+    pub half_close_timeout: Duration,
+    /// The longest life of a session.
+    pub max_lifetime: Option<Duration>,
+    /// Connections that may wait to be accepted.
+    pub backlog: u32,
+    /// TCP keepalive on both sides.
+    pub keepalive: Keepalive,
+    /// TCP_USER_TIMEOUT on both sides: how long sent bytes may stay unacknowledged.
+    pub user_timeout: Duration,
+}
+
+impl Balance {
+    /// The word in config and `status`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LeastSessions => "least-sessions",
+            Self::LeastLatency => "least-latency",
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+            Self::SourceHash => "source-hash",
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Who exists: names in place of addresses, resolved again and again.

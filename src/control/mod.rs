@@ -1,0 +1,58 @@
+//! The control plane: it knows everything, decides, and publishes one snapshot after another. Everything that wants a
+//! change sends a [`Change`] to the reconciler, the only writer. Nothing here may end the process, and nothing here is
+//! ever waited for by traffic.
+
+pub mod admin;
+pub mod discovery;
+pub mod health;
+mod journal;
+mod view;
+
+pub use journal::{Event, Journal};
+pub use view::{EndpointView, Failover, ListenerView, Overview, PoolView, ReloadOutcome, View};
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    control::health::Verdict,
+    ids::{EndpointKey, PoolName},
+};
+
+/// Something that may lead to another snapshot.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The health room changed its mind about an endpoint.
+    Verdict {
+        /// Which endpoint.
+        endpoint: EndpointKey,
+        /// The new opinion.
+        verdict: Verdict,
+        /// The evidence, for people: `3 probes failed: connect: connection refused`.
+        reason: Arc<str>,
+    },
+    /// A name was resolved. Failures are not sent: the last addresses stay.
+    Resolved {
+        /// Whose endpoint the name is.
+        pool: PoolName,
+        /// The name as written.
+        host: Arc<str>,
+        /// The port as written.
+        port: u16,
+        /// Every address it has now; never empty.
+        addresses: Vec<SocketAddr>,
+    },
+}
+
+/// The reconciler's inbox, for everyone who wants a change. Bounded: a sender waits.
+pub type ChangeSender = mpsc::Sender<Change>;
+
+/// How long an endpoint's probe took and how it went, for the metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeOutcome {
+    /// From the first packet to the verdict of this probe.
+    pub took: Duration,
+    /// True for a good one.
+    pub good: bool,
+}

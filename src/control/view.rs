@@ -1,0 +1,199 @@
+//! What the control plane shows of itself: the reconciler writes it after each publish, the admin API and the metrics
+//! page read it. Live numbers stand in the cells that it points to.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+
+use super::{Journal, health::Verdict};
+use crate::{
+    config::{self, Config},
+    ids::{CloudName, EndpointIdentity, Generation, ListenerName, PoolName},
+    state::{AllDown, EndpointCell, Histogram, ListenerCell, Shared},
+};
+
+/// Everything the admin API may look at.
+#[derive(Debug)]
+pub struct View {
+    /// The bridge, for the phase, live sessions and dropped lines.
+    pub shared: Arc<Shared>,
+    /// What is in force.
+    pub overview: ArcSwap<Overview>,
+    /// What happened.
+    pub journal: Journal,
+    /// When the process started.
+    pub started: SystemTime,
+    /// How long probes took.
+    pub probes: Histogram,
+    /// How long compiling a snapshot took.
+    pub compiles: Histogram,
+    reloads: [AtomicU64; 2],
+    last_reload: ArcSwap<Option<ReloadOutcome>>,
+    failovers: Mutex<BTreeMap<Failover, u64>>,
+}
+
+/// One consistent picture of config, endpoints and verdicts.
+#[derive(Debug)]
+pub struct Overview {
+    /// The generation it describes.
+    pub generation: Generation,
+    /// The config in force.
+    pub config: Arc<Config>,
+    /// Listeners.
+    pub listeners: Vec<ListenerView>,
+    /// Pools.
+    pub pools: Vec<PoolView>,
+}
+
+/// A listener.
+#[derive(Clone, Debug)]
+pub struct ListenerView {
+    /// Name, address and counters.
+    pub cell: Arc<ListenerCell>,
+    /// What serves it.
+    pub pool: PoolName,
+}
+
+/// A pool.
+#[derive(Clone, Debug)]
+pub struct PoolView {
+    /// Its name.
+    pub name: PoolName,
+    /// How clouds are chosen.
+    pub policy: config::Policy,
+    /// How an endpoint is chosen within a cloud.
+    pub balance: config::Balance,
+    /// Set when no endpoint is up.
+    pub all_down: Option<AllDown>,
+    /// The clouds that new sessions go to now, with their share (0 to 1).
+    pub shares: Vec<(CloudName, f64)>,
+    /// Every endpoint, up or not.
+    pub endpoints: Vec<EndpointView>,
+    /// Names that have not been resolved yet, as `host:port`.
+    pub unresolved: Vec<String>,
+}
+
+/// An endpoint.
+#[derive(Clone, Debug)]
+pub struct EndpointView {
+    /// Which one.
+    pub identity: Arc<EndpointIdentity>,
+    /// The name it was resolved from.
+    pub host: Option<Arc<str>>,
+    /// Its region.
+    pub region: Option<String>,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// Its weight as configured.
+    pub weight: u32,
+    /// Its weight now, in percent of the configured one: below 100 during slow start.
+    pub ramp_percent: u8,
+    /// Its live numbers.
+    pub cell: Arc<EndpointCell>,
+    /// The opinion about it.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Arc<str>,
+    /// Since when.
+    pub since: SystemTime,
+    /// How often the verdict has changed.
+    pub transitions: u64,
+    /// True when new sessions of the pool may be given to it at the first attempt.
+    pub in_use: bool,
+}
+
+/// How a reload ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReloadOutcome {
+    /// When.
+    pub time: SystemTime,
+    /// `None`: the new config is in force. Otherwise why the old one stayed.
+    pub error: Option<String>,
+}
+
+/// A pool's traffic moved to other clouds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Failover {
+    /// Which pool.
+    pub pool: PoolName,
+    /// The clouds it left.
+    pub from: String,
+    /// The clouds it went to.
+    pub to: String,
+}
+
+impl View {
+    /// A view of nothing yet.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, config: Arc<Config>) -> Self {
+        let empty = Overview { generation: Generation(0), config, listeners: Vec::new(), pools: Vec::new() };
+        Self {
+            shared,
+            overview: ArcSwap::from_pointee(empty),
+            journal: Journal::default(),
+            started: SystemTime::now(),
+            probes: Histogram::default(),
+            compiles: Histogram::default(),
+            reloads: Default::default(),
+            last_reload: ArcSwap::from_pointee(None),
+            failovers: Mutex::default(),
+        }
+    }
+
+    /// Records how a reload ended.
+    pub fn reloaded(&self, error: Option<String>) {
+        if let Some(count) = self.reloads.get(usize::from(error.is_some())) {
+            count.fetch_add(1, Relaxed);
+        }
+        self.last_reload.store(Arc::new(Some(ReloadOutcome { time: SystemTime::now(), error })));
+    }
+
+    /// Reloads that were applied, and reloads that were refused.
+    #[must_use]
+    pub fn reloads(&self) -> (u64, u64) {
+        let [applied, refused] = &self.reloads;
+        (applied.load(Relaxed), refused.load(Relaxed))
+    }
+
+    /// How the last reload ended.
+    #[must_use]
+    pub fn last_reload(&self) -> Arc<Option<ReloadOutcome>> {
+        self.last_reload.load_full()
+    }
+
+    /// Counts a failover.
+    pub fn failed_over(&self, failover: Failover) {
+        *self.failovers.lock().unwrap_or_else(PoisonError::into_inner).entry(failover).or_default() += 1;
+    }
+
+    /// Failovers so far.
+    #[must_use]
+    pub fn failovers(&self) -> Vec<(Failover, u64)> {
+        let failovers = self.failovers.lock().unwrap_or_else(PoisonError::into_inner);
+        failovers.iter().map(|(failover, count)| (failover.clone(), *count)).collect()
+    }
+
+    /// Time since the start.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed().unwrap_or_default()
+    }
+
+    /// The listener of this name, if it is in force.
+    #[must_use]
+    pub fn listener(&self, name: &ListenerName) -> Option<Arc<ListenerCell>> {
+        let overview = self.overview.load();
+        overview
+            .listeners
+            .iter()
+            .find(|listener| listener.cell.name == *name)
+            .map(|found| Arc::clone(&found.cell))
+    }
+}

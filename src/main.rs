@@ -1,0 +1,7 @@
+//! The exit code; nothing else.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    twinspan::cli::main()
+}

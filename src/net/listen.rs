@@ -1,0 +1,153 @@
+//! Binding. Options that accepted sockets inherit are set here once, so that a session costs no system call for them.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::{Bind, Keepalive};
+
+/// How a listener's sockets are set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where.
+    pub bind: Bind,
+    /// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
+    pub backlog: u32,
+    /// Inherited by accepted sockets.
+    pub keepalive: Keepalive,
+    /// Inherited by accepted sockets.
+    pub user_timeout: Duration,
+}
+
+/// Binds `count` sockets to one address, for as many workers (SO_REUSEPORT when more than one).
+///
+/// # Errors
+/// What the kernel said: the address is in use (by whomever: another process with SO_REUSEPORT too), not ours, or not
+/// permitted.
+pub fn listen(options: &Listen, count: usize) -> io::Result<Vec<TcpListener>> {
+    // With SO_REUSEPORT the kernel would let two processes of one user share a port without a word, so a socket without
+    // it asks first; it also turns port 0 into a number.
+    let first = bind(options, options.bind.address, false)?;
+    if count <= 1 {
+        first.listen(backlog(options))?;
+        return Ok(vec![first.into()]);
+    }
+    let address = first.local_addr()?.as_socket().unwrap_or(options.bind.address);
+    drop(first);
+    (0..count)
+        .map(|_| {
+            let socket = bind(options, address, true)?;
+            socket.listen(backlog(options))?;
+            Ok(socket.into())
+        })
+        .collect()
+}
+
+/// Sets changed options on a socket that is already open.
+///
+/// # Errors
+/// What the kernel said to one of the options.
+pub fn reapply(socket: &TcpListener, options: &Listen) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    inherited(&socket, options)?;
+    socket.listen(backlog(options))
+}
+
+fn bind(options: &Listen, address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(options.bind.only_v6)?;
+    }
+    // Lets a restart bind while old sessions are still in TIME_WAIT; two listeners still exclude each other.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    inherited(&socket, options)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn inherited(socket: &Socket, options: &Listen) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive(options.keepalive))?;
+    socket.set_tcp_user_timeout(Some(options.user_timeout))
+}
+
+pub(super) fn keepalive(keepalive: Keepalive) -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(keepalive.idle)
+        .with_interval(keepalive.interval)
+        .with_retries(keepalive.count)
+}
+
+fn backlog(options: &Listen) -> i32 {
+    i32::try_from(options.backlog).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(address: &str) -> Listen {
+        Listen {
+            bind: Bind { address: address.parse().unwrap(), only_v6: false },
+            backlog: 128,
+            keepalive: Keepalive {
+                idle: Duration::from_secs(60),
+                interval: Duration::from_secs(10),
+                count: 3,
+            },
+            user_timeout: Duration::from_secs(30),
+        }
+    }
+
+    #[test]
+    fn several_sockets_share_one_port() {
+        let sockets = listen(&options("127.0.0.1:0"), 3).unwrap();
+        let ports: std::collections::BTreeSet<_> =
+            sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+        assert_eq!((sockets.len(), ports.len()), (3, 1));
+    }
+
+    #[test]
+    fn a_port_that_another_listener_shares_is_in_use() {
+        let sockets = listen(&options("127.0.0.1:0"), 2).unwrap();
+        let address = sockets[0].local_addr().unwrap().to_string();
+        for count in [1, 2] {
+            let error = listen(&options(&address), count).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_the_options() {
+        let listener = listen(&options("127.0.0.1:0"), 1).unwrap().remove(0);
+        listener.set_nonblocking(false).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.tcp_nodelay().unwrap());
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+        drop(client);
+    }
+
+    #[test]
+    fn the_double_wildcard_takes_both_families_unless_told_not_to() {
+        for only_v6 in [false, true] {
+            let mut options = options("[::]:0");
+            options.bind.only_v6 = only_v6;
+            let Ok(mut sockets) = listen(&options, 1) else {
+                return; // a machine without IPv6
+            };
+            let port = sockets.remove(0);
+            let port_number = port.local_addr().unwrap().port();
+            let reached = std::net::TcpStream::connect(("127.0.0.1", port_number)).is_ok();
+            assert_eq!(reached, !only_v6);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The bridge between the planes, with five doors and no sixth: the snapshot (decisions, down), cells
+//! (measurements, up), reports (rare events, up), sessions (stop signals, down) and sockets (open listeners, down
+//! and, later, aside). Neither plane knows the other; both know this room.
+
+mod cell;
+mod histogram;
+mod reports;
+mod sessions;
+mod snapshot;
+mod sockets;
+
+pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection};
+pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
+pub use reports::{Report, ReportReceiver, Reports};
+pub use sessions::{Phase, Sessions};
+pub use snapshot::{AllDown, Connect, Dial, Endpoint, Group, Listener, Pool, SessionLimits, Snapshot, Tier};
+pub use sockets::{SocketCommand, Sockets};
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::telemetry::SessionLog;
+
+/// What both planes hold.
+#[derive(Debug)]
+pub struct Shared {
+    snapshot: ArcSwap<Snapshot>,
+    /// Rare events from the data plane.
+    pub reports: Reports,
+    /// How far the process has come, and how many sessions are alive.
+    pub sessions: Sessions,
+    /// The workers' open listeners.
+    pub sockets: Sockets,
+    /// Where a session's line goes when it ends.
+    pub session_log: SessionLog,
+}
+
+impl Shared {
+    /// A bridge with an empty snapshot of generation 0.
+    #[must_use]
+    pub fn new(reports: Reports, sockets: Sockets, session_log: SessionLog) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            reports,
+            sessions: Sessions::new(),
+            sockets,
+            session_log,
+        }
+    }
+
+    /// Borrows the current snapshot. Decide and drop it before the first await (clippy holds us to that).
+    #[must_use]
+    pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    /// Swaps a new snapshot in. Only the reconciler does this.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        self.snapshot.store(snapshot);
+    }
+}

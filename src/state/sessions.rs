@@ -1,0 +1,97 @@
+//! How far the process has come, and how many sessions are alive: what drain waits for.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use tokio::sync::watch;
+
+/// The steps of the process's life, in order. Tests, `status` and `/readyz` wait on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Binding, resolving, first probes.
+    Starting,
+    /// Accepting.
+    Ready,
+    /// No new sessions; old ones may finish.
+    Draining,
+    /// Whatever is left is reset.
+    Stopping,
+}
+
+impl Phase {
+    /// The word in logs and in `status`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// The live sessions of the process.
+#[derive(Debug)]
+pub struct Sessions {
+    phase: watch::Sender<Phase>,
+    active: AtomicU64,
+    panicked: AtomicU64,
+}
+
+impl Sessions {
+    pub(super) fn new() -> Self {
+        Self {
+            phase: watch::Sender::new(Phase::Starting),
+            active: AtomicU64::new(0),
+            panicked: AtomicU64::new(0),
+        }
+    }
+
+    /// Where the process is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// A receiver that sees each step.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Goes on to `phase`; never back.
+    pub fn advance(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| {
+            let forward = phase > *now;
+            if forward {
+                *now = phase;
+            }
+            forward
+        });
+    }
+
+    /// A session began.
+    pub fn begin(&self) {
+        self.active.fetch_add(1, Relaxed);
+    }
+
+    /// A session ended.
+    pub fn finish(&self, panicked: bool) {
+        self.active.fetch_sub(1, Relaxed);
+        if panicked {
+            self.panicked.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Sessions now.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        self.active.load(Relaxed)
+    }
+
+    /// Sessions that a panic ended.
+    #[must_use]
+    pub fn panicked(&self) -> u64 {
+        self.panicked.load(Relaxed)
+    }
+}

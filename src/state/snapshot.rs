@@ -1,0 +1,144 @@
+//! The routing snapshot: immutable, compiled by the control plane, read once per attempt by the data plane.
+//! Every policy ends here as tiers of weighted groups; nothing in this file knows a policy, a price or a clock.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use super::{EndpointCell, GroupCell, ListenerCell};
+use crate::{
+    balance::{Balance, Maglev, Shares},
+    ids::{CloudName, EndpointIdentity, Generation, PoolName},
+};
+
+/// One atomic view of everything a session needs.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Its number.
+    pub generation: Generation,
+    /// Every listener.
+    pub listeners: Vec<Arc<Listener>>,
+    /// Every pool.
+    pub pools: Vec<Arc<Pool>>,
+}
+
+/// Where sessions come in, and where they go.
+#[derive(Debug)]
+pub struct Listener {
+    /// Name, address and counters; the same object in every generation.
+    pub cell: Arc<ListenerCell>,
+    /// What serves it.
+    pub pool: Arc<Pool>,
+    /// How long its sessions may last.
+    pub limits: SessionLimits,
+}
+
+/// The time limits of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// With no byte in either direction for this long, the session is reset.
+    pub idle: Duration,
+    /// After one direction has ended, the other may be silent for this long.
+    pub half_closed: Duration,
+    /// The longest life of a session, if there is one.
+    pub lifetime: Option<Duration>,
+    /// How long bytes may stay unacknowledged before the peer counts as dead.
+    pub user_timeout: Duration,
+}
+
+/// Endpoints that serve one thing, in the order in which they are to be tried.
+#[derive(Debug)]
+pub struct Pool {
+    /// Its name.
+    pub name: PoolName,
+    /// How an endpoint is chosen within a group.
+    pub balance: Balance,
+    /// First the tier to use, then the ones to fall back to. Only groups with an endpoint that may be used.
+    pub tiers: Vec<Tier>,
+    /// How to dial.
+    pub connect: Connect,
+    /// Set when no endpoint is up: what `tiers` then holds.
+    pub all_down: Option<AllDown>,
+}
+
+/// What happens to sessions of a pool whose endpoints are all down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllDown {
+    /// All endpoints are tried as if they were up.
+    TryAnyway,
+    /// Sessions are reset at once.
+    Refuse,
+}
+
+/// How a pool's endpoints are dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connect {
+    /// Time for one attempt.
+    pub timeout: Duration,
+    /// Attempts for one session, the first included.
+    pub attempts: u8,
+    /// Time for all attempts together.
+    pub total: Duration,
+}
+
+/// Clouds of equal preference.
+#[derive(Debug)]
+pub struct Tier {
+    /// Its groups: at least one.
+    pub groups: Vec<Group>,
+    /// The share of each group in new sessions.
+    pub shares: Shares,
+    /// Counts the choices between groups; lives as long as the pool.
+    pub cell: Arc<GroupCell>,
+}
+
+/// The endpoints of a pool in one cloud.
+#[derive(Debug)]
+pub struct Group {
+    /// The cloud.
+    pub cloud: CloudName,
+    /// Its endpoints that may be used: at least one.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// The share of each endpoint.
+    pub shares: Shares,
+    /// The hash table, for [`Balance::SourceHash`].
+    pub maglev: Option<Arc<Maglev>>,
+    /// Counts the choices within the group; lives as long as the group.
+    pub cell: Arc<GroupCell>,
+}
+
+/// One dialable address.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Which one.
+    pub identity: Arc<EndpointIdentity>,
+    /// Its live numbers; the same object in every generation.
+    pub cell: Arc<EndpointCell>,
+    /// Its weight in its group, slow start included. At least 1.
+    pub weight: u32,
+    /// Socket options towards it.
+    pub dial: Dial,
+}
+
+/// Socket options of a dialled connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dial {
+    /// TCP keepalive: idle time, interval, and unanswered probes before the peer counts as dead.
+    pub keepalive: crate::net::Keepalive,
+    /// TCP_USER_TIMEOUT.
+    pub user_timeout: Duration,
+}
+
+impl Endpoint {
+    /// What is dialled.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.identity.address
+    }
+}
+
+impl Snapshot {
+    /// The listener that this cell belongs to, if this generation still has it.
+    #[must_use]
+    pub fn listener(&self, cell: &Arc<ListenerCell>) -> Option<&Arc<Listener>> {
+        self.listeners.iter().find(|listener| Arc::ptr_eq(&listener.cell, cell))
+    }
+}

@@ -1,0 +1,65 @@
+//! Open listening sockets on their way to the workers. The control plane binds (binding can fail, and then a reload
+//! is refused whole), each worker accepts on its own socket.
+
+use std::{net::TcpListener, sync::Arc};
+
+use tokio::sync::mpsc;
+
+use super::ListenerCell;
+
+/// What a worker is to do with a listener.
+#[derive(Debug)]
+pub enum SocketCommand {
+    /// Accept on this socket.
+    Open {
+        /// Whose socket it is.
+        listener: Arc<ListenerCell>,
+        /// Bound, listening and non-blocking.
+        socket: TcpListener,
+    },
+    /// Accept what waits in the queue, then close this listener's socket.
+    Close {
+        /// Whose socket it is.
+        listener: Arc<ListenerCell>,
+    },
+}
+
+/// Commands that may wait for one worker: more listeners than a config is likely to have, as a worker drains its queue
+/// whenever it runs.
+const CAPACITY: usize = 4096;
+
+/// The way to every worker.
+#[derive(Clone, Debug)]
+pub struct Sockets {
+    workers: Vec<mpsc::Sender<SocketCommand>>,
+}
+
+impl Sockets {
+    /// A queue for each of `workers` workers.
+    #[must_use]
+    pub fn new(workers: usize) -> (Self, Vec<mpsc::Receiver<SocketCommand>>) {
+        let (senders, receivers) = (0..workers).map(|_| mpsc::channel(CAPACITY)).unzip();
+        (Self { workers: senders }, receivers)
+    }
+
+    /// How many sockets a listener needs: one a worker.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Hands one socket to each worker.
+    pub async fn open(&self, listener: &Arc<ListenerCell>, sockets: Vec<TcpListener>) {
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            // A worker that is gone has stopped: the process is ending.
+            drop(worker.send(SocketCommand::Open { listener: Arc::clone(listener), socket }).await);
+        }
+    }
+
+    /// Has every worker close its socket of this listener.
+    pub async fn close(&self, listener: &Arc<ListenerCell>) {
+        for worker in &self.workers {
+            drop(worker.send(SocketCommand::Close { listener: Arc::clone(listener) }).await);
+        }
+    }
+}

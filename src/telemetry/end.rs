@@ -1,0 +1,258 @@
+//! How a session ended: one side, one stage, one cause. The same three words stand in the log, in the metrics
+//! and in `status`; `flags` gives HAProxy's two letters for people who read those in their sleep.
+
+use std::{fmt, io};
+
+/// Who brought the session to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The client closed, reset or fell silent.
+    Client,
+    /// The endpoint closed, refused, reset or fell silent.
+    Upstream,
+    /// A limit or a fault of this process.
+    Proxy,
+    /// A person or a supervisor: shutdown.
+    Operator,
+}
+
+/// How far the session had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Just accepted.
+    Accept,
+    /// Choosing a pool and an endpoint.
+    Route,
+    /// Dialling.
+    Connect,
+    /// Moving bytes.
+    Relay,
+    /// Waiting for the last bytes while the process stops.
+    Drain,
+}
+
+/// Why it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Both directions reached their ends.
+    Closed,
+    /// The peer reset the connection, or closed it with our bytes unread.
+    Reset,
+    /// Nobody listens at the address.
+    Refused,
+    /// No route to the host or network.
+    Unreachable,
+    /// No answer in time (connect timeout, TCP user timeout, keepalive).
+    TimedOut,
+    /// No byte moved for the idle timeout.
+    Idle,
+    /// One direction had ended and the other stayed silent for the half-close timeout.
+    HalfClosed,
+    /// The maximum lifetime was reached.
+    Lifetime,
+    /// The pool has no endpoint that may be used.
+    NoEndpoint,
+    /// This machine ran out of descriptors, ports or memory.
+    Exhausted,
+    /// The drain deadline came, or a second signal.
+    Shutdown,
+    /// A bug in this process: the task panicked.
+    Panic,
+    /// An input or output error of another kind.
+    Io,
+}
+
+/// The one end of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct End {
+    /// Who.
+    pub side: Side,
+    /// When.
+    pub stage: Stage,
+    /// Why.
+    pub cause: Cause,
+}
+
+impl Side {
+    /// Every side, in the order of [`Side::index`].
+    pub const ALL: [Self; 4] = [Self::Client, Self::Upstream, Self::Proxy, Self::Operator];
+
+    /// The word in logs and labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Proxy => "proxy",
+            Self::Operator => "operator",
+        }
+    }
+
+    const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl Stage {
+    /// Every stage, in the order of a session's life.
+    pub const ALL: [Self; 5] = [Self::Accept, Self::Route, Self::Connect, Self::Relay, Self::Drain];
+
+    /// The word in logs and labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Route => "route",
+            Self::Connect => "connect",
+            Self::Relay => "relay",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+impl Cause {
+    /// Every cause.
+    pub const ALL: [Self; 13] = [
+        Self::Closed,
+        Self::Reset,
+        Self::Refused,
+        Self::Unreachable,
+        Self::TimedOut,
+        Self::Idle,
+        Self::HalfClosed,
+        Self::Lifetime,
+        Self::NoEndpoint,
+        Self::Exhausted,
+        Self::Shutdown,
+        Self::Panic,
+        Self::Io,
+    ];
+
+    /// The word in logs and labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::Idle => "idle",
+            Self::HalfClosed => "half_closed",
+            Self::Lifetime => "lifetime",
+            Self::NoEndpoint => "no_endpoint",
+            Self::Exhausted => "exhausted",
+            Self::Shutdown => "shutdown",
+            Self::Panic => "panic",
+            Self::Io => "io",
+        }
+    }
+
+    /// What an I/O error on a peer's socket means for the session.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted => Self::Reset,
+            Kind::ConnectionRefused => Self::Refused,
+            Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => Self::Unreachable,
+            Kind::TimedOut => Self::TimedOut,
+            Kind::AddrNotAvailable | Kind::AddrInUse | Kind::OutOfMemory => Self::Exhausted,
+            _ => match error.raw_os_error() {
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::EAGAIN) => Self::Exhausted,
+                Some(libc::EHOSTDOWN | libc::ENONET | libc::ENOPROTOOPT | libc::EPROTO) => Self::Unreachable,
+                _ => Self::Io,
+            },
+        }
+    }
+}
+
+impl End {
+    /// How many different ends there are: the length of a table indexed by [`End::index`].
+    pub const COUNT: usize = Side::ALL.len() * Stage::ALL.len() * Cause::ALL.len();
+
+    /// A session that ran its course; `side` closed first.
+    #[must_use]
+    pub const fn closed(side: Side) -> Self {
+        Self { side, stage: Stage::Relay, cause: Cause::Closed }
+    }
+
+    /// This end's place in a table of [`End::COUNT`] counters.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        (self.side.index() * Stage::ALL.len() + self.stage as usize) * Cause::ALL.len() + self.cause as usize
+    }
+
+    /// Every end, in the order of [`End::index`].
+    pub fn all() -> impl Iterator<Item = Self> {
+        Side::ALL.into_iter().flat_map(|side| {
+            Stage::ALL
+                .into_iter()
+                .flat_map(move |stage| Cause::ALL.into_iter().map(move |cause| Self { side, stage, cause }))
+        })
+    }
+
+    /// True for a session that ran its course.
+    #[must_use]
+    pub const fn is_clean(self) -> bool {
+        matches!(self.cause, Cause::Closed)
+    }
+
+    /// HAProxy's two termination letters (its `configuration.txt`, section 8.5): who (`C`lient, `S`erver, `P`roxy,
+    /// `R`esource, `I`nternal, `K`illed by an operator, `c`/`s` for a timeout on that side, `-` normal) and when
+    /// (`R`equest, i.e. before a choice, `C`onnect, `D`ata, `-` normal).
+    #[must_use]
+    pub const fn flags(self) -> &'static str {
+        match (self.cause, self.side, self.stage) {
+            (Cause::Closed, Side::Client, Stage::Connect) => "CC",
+            (Cause::Closed, _, _) => "--",
+            (Cause::Exhausted, _, Stage::Accept | Stage::Route) => "RR",
+            (Cause::Exhausted, _, Stage::Connect) => "RC",
+            (Cause::Exhausted, _, _) => "RD",
+            (Cause::Panic, _, _) => "ID",
+            (Cause::NoEndpoint, _, _) => "SC",
+            (Cause::Shutdown, _, Stage::Accept | Stage::Route | Stage::Connect) => "KC",
+            (Cause::Shutdown, _, _) => "KD",
+            (Cause::TimedOut, _, Stage::Connect) => "sC",
+            (Cause::TimedOut | Cause::Idle | Cause::HalfClosed | Cause::Lifetime, Side::Upstream, _) => "sD",
+            (Cause::TimedOut | Cause::Idle | Cause::HalfClosed | Cause::Lifetime, _, _) => "cD",
+            (_, Side::Client, Stage::Connect) => "CC",
+            (_, Side::Client, _) => "CD",
+            (_, Side::Upstream, Stage::Connect) => "SC",
+            (_, Side::Upstream, _) => "SD",
+            (_, _, Stage::Connect) => "PC",
+            (_, Side::Proxy | Side::Operator, _) => "PD",
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.side.as_str(), self.stage.as_str(), self.cause.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_its_own_place() {
+        let places: std::collections::BTreeSet<_> = End::all().map(End::index).collect();
+        assert_eq!(places.len(), End::COUNT);
+        assert_eq!(places.last(), Some(&(End::COUNT - 1)));
+        assert!(End::all().enumerate().all(|(place, end)| end.index() == place));
+    }
+
+    #[test]
+    fn flags_are_the_letters_an_operator_of_haproxy_expects() {
+        let end = |side, stage, cause| End { side, stage, cause }.flags();
+        assert_eq!(End::closed(Side::Client).flags(), "--");
+        assert_eq!(end(Side::Upstream, Stage::Connect, Cause::Refused), "SC");
+        assert_eq!(end(Side::Upstream, Stage::Connect, Cause::TimedOut), "sC");
+        assert_eq!(end(Side::Client, Stage::Relay, Cause::Reset), "CD");
+        assert_eq!(end(Side::Upstream, Stage::Relay, Cause::Reset), "SD");
+        assert_eq!(end(Side::Client, Stage::Relay, Cause::Idle), "cD");
+        assert_eq!(end(Side::Operator, Stage::Drain, Cause::Shutdown), "KD");
+    }
+}

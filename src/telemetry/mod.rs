@@ -1,0 +1,9 @@
+//! What is told to people and machines: log lines, session lines, and the words for how a session ended.
+
+mod end;
+mod log;
+mod session_log;
+
+pub use end::{Cause, End, Side, Stage};
+pub use log::{LogOptions, Logging, set_up};
+pub use session_log::{LineFormat, SessionLines, SessionLog, SessionRecord, SessionWriter};
