@@ -43,6 +43,18 @@ impl Shares {
         self.sums.is_empty()
     }
 
+    /// Each share as a part of the whole, 0 to 1.
+    pub fn fractions(&self) -> impl Iterator<Item = f64> {
+        let total = self.sums.last().copied().unwrap_or_default();
+        let count = self.sums.len();
+        let mut before = 0;
+        #[expect(clippy::cast_precision_loss, reason = "weights are small; for a display")]
+        self.sums.iter().map(move |sum| {
+            let weight = sum - std::mem::replace(&mut before, *sum);
+            if total == 0 { 1.0 / count as f64 } else { weight as f64 / total as f64 }
+        })
+    }
+
     /// The `n`-th choice: strictly in turn with equal weights, else spread as evenly as can be. 0 when empty.
     #[must_use]
     pub fn nth(&self, n: u64) -> usize {

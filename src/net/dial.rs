@@ -1,4 +1,4 @@
-//! Dialling an endpoint, and ending a connection by reset.
+//! Dialling an endpoint, and what can be asked of or done to an established connection.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -7,20 +7,24 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Keepalive, listen::keepalive as tcp_keepalive};
 
-/// Connects to `address` with the session's socket options. The caller sets the deadline.
+/// Connects to `address`, without Nagle's algorithm. The caller sets the deadline, and calls [`guard`] on a connection that
+/// lasts: most sessions are over before keepalive could matter, and need not pay for setting it.
 ///
 /// # Errors
 /// What the kernel said: refused, unreachable, or a shortage on this machine (descriptors, local ports).
-pub async fn dial(
-    address: SocketAddr,
-    keepalive: Keepalive,
-    user_timeout: Duration,
-) -> io::Result<TcpStream> {
+pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&tcp_keepalive(keepalive))?;
-    socket.set_tcp_user_timeout(Some(user_timeout))?;
     TcpSocket::from_std_stream(socket.into()).connect(address).await
+}
+
+/// Has the kernel end the connection when its peer dies silently: keepalive while it is idle, TCP_USER_TIMEOUT while bytes
+/// are unacknowledged.
+pub fn guard(stream: &TcpStream, keepalive: Keepalive, user_timeout: Duration) {
+    let socket = SockRef::from(stream);
+    // Fails only on a socket that is gone already.
+    drop(socket.set_tcp_keepalive(&tcp_keepalive(keepalive)));
+    drop(socket.set_tcp_user_timeout(Some(user_timeout)));
 }
 
 /// Makes the coming close of `stream` a reset: what was not yet sent is dropped, and the peer learns of the loss.
@@ -29,10 +33,53 @@ pub fn reset_on_close(stream: &TcpStream) {
     drop(SockRef::from(stream).set_linger(Some(Duration::ZERO)));
 }
 
+/// Tells the peer that nothing more comes; it may go on sending.
+///
+/// # Errors
+/// What the kernel said: the connection is gone.
+pub fn end_of_stream(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).shutdown(std::net::Shutdown::Write)
+}
+
 /// Bytes written to `stream` that its peer has not acknowledged yet.
 ///
 /// # Errors
 /// What the kernel said.
 pub fn unsent(stream: &TcpStream) -> io::Result<usize> {
     crate::sys::unsent(stream)
+}
+
+/// What a peer with unacknowledged bytes is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// Nothing is unacknowledged, or the kernel's own timeout watches it.
+    None,
+    /// It answers, and reads nothing: its window is closed.
+    Reader,
+    /// It has answered nothing for `user_timeout`.
+    Dead,
+}
+
+/// Tells a peer that does not read from one that is gone.
+///
+/// The kernel's TCP_USER_TIMEOUT makes no such difference: it also ends a connection whose peer answers every window
+/// probe and merely does not read (tcp_probe_timer in net/ipv4/tcp_timer.c), such as a database client in a pager.
+#[must_use]
+pub fn stall(stream: &TcpStream, user_timeout: Duration) -> Stall {
+    if !crate::sys::unsent(stream).is_ok_and(|bytes| bytes > 0) {
+        return Stall::None;
+    }
+    match crate::sys::progress(stream) {
+        Ok(peer) if peer.window_closed && peer.unanswered >= 3 && peer.last_ack >= user_timeout => {
+            Stall::Dead
+        }
+        Ok(peer) if peer.window_closed => Stall::Reader,
+        _ => Stall::None,
+    }
+}
+
+/// Sets TCP_USER_TIMEOUT; `None` is the kernel's default of about 15 minutes.
+pub fn set_user_timeout(stream: &TcpStream, timeout: Option<Duration>) {
+    // Fails only on a socket that is gone already.
+    drop(SockRef::from(stream).set_tcp_user_timeout(Some(timeout.unwrap_or_default())));
 }

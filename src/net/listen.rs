@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::AsFd,
     time::Duration,
 };
 
@@ -51,10 +52,25 @@ pub fn listen(options: &Listen, count: usize) -> io::Result<Vec<TcpListener>> {
 ///
 /// # Errors
 /// What the kernel said to one of the options.
-pub fn reapply(socket: &TcpListener, options: &Listen) -> io::Result<()> {
+pub fn reapply(socket: &impl AsFd, options: &Listen) -> io::Result<()> {
     let socket = SockRef::from(socket);
     inherited(&socket, options)?;
     socket.listen(backlog(options))
+}
+
+/// What the kernel said about a bind, and how to mend it.
+#[must_use]
+pub fn bind_hint(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "permission denied: use a port above 1023, or give the capability \
+            (setcap cap_net_bind_service=+ep, or AmbientCapabilities=CAP_NET_BIND_SERVICE)"
+                .to_owned()
+        }
+        io::ErrorKind::AddrInUse => "the address is in use: `ss -ltnp` names the process".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has this address".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 fn bind(options: &Listen, address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {

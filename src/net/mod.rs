@@ -3,8 +3,8 @@
 mod dial;
 mod listen;
 
-pub use dial::{dial, reset_on_close, unsent};
-pub use listen::{Listen, listen, reapply};
+pub use dial::{Stall, dial, end_of_stream, guard, reset_on_close, set_user_timeout, stall, unsent};
+pub use listen::{Listen, bind_hint, listen, reapply};
 
 use std::{fmt, net::SocketAddr, time::Duration};
 

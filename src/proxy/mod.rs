@@ -1,1 +1,12 @@
-//! The data plane.
+//! The data plane: accepts, routes, dials and relays. It reads the snapshot and the phase, writes cells and reports, and
+//! never waits for the control plane. `session.rs` is the file to open first.
+
+mod connect;
+mod listener;
+mod relay;
+mod route;
+mod session;
+mod worker;
+
+pub use route::{Facts, choose, hash};
+pub use worker::Worker;

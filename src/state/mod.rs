@@ -13,10 +13,10 @@ pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use reports::{Report, ReportReceiver, Reports};
 pub use sessions::{Phase, Sessions};
-pub use snapshot::{AllDown, Connect, Dial, Endpoint, Group, Listener, Pool, SessionLimits, Snapshot, Tier};
+pub use snapshot::{AllDown, Connect, Endpoint, Group, Listener, Pool, SessionLimits, Snapshot, Tier};
 pub use sockets::{SocketCommand, Sockets};
 
-use std::sync::Arc;
+use std::{net::TcpListener, sync::Arc};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -53,6 +53,12 @@ impl Shared {
     #[must_use]
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         self.snapshot.load()
+    }
+
+    /// Hands a listener's sockets to the workers, one each.
+    pub async fn open(&self, listener: &Arc<ListenerCell>, sockets: Vec<TcpListener>) {
+        sockets.iter().for_each(|_| self.sessions.begin_accepting());
+        self.sockets.open(listener, sockets).await;
     }
 
     /// Swaps a new snapshot in. Only the reconciler does this.

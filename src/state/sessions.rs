@@ -1,8 +1,11 @@
 //! How far the process has come, and how many sessions are alive: what drain waits for.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// The steps of the process's life, in order. Tests, `status` and `/readyz` wait on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,16 +37,22 @@ impl Phase {
 #[derive(Debug)]
 pub struct Sessions {
     phase: watch::Sender<Phase>,
+    begun: AtomicU64,
     active: AtomicU64,
     panicked: AtomicU64,
+    accepting: AtomicU64,
+    quiet: Notify,
 }
 
 impl Sessions {
     pub(super) fn new() -> Self {
         Self {
             phase: watch::Sender::new(Phase::Starting),
+            begun: AtomicU64::new(0),
             active: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
+            accepting: AtomicU64::new(0),
+            quiet: Notify::new(),
         }
     }
 
@@ -70,16 +79,42 @@ impl Sessions {
         });
     }
 
-    /// A session began.
-    pub fn begin(&self) {
+    /// A session began; its number, from 1.
+    pub fn begin(&self) -> u64 {
         self.active.fetch_add(1, Relaxed);
+        self.begun.fetch_add(1, Relaxed) + 1
     }
 
     /// A session ended.
     pub fn finish(&self, panicked: bool) {
-        self.active.fetch_sub(1, Relaxed);
         if panicked {
             self.panicked.fetch_add(1, Relaxed);
+        }
+        if self.active.fetch_sub(1, AcqRel) == 1 {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    /// A worker's socket is about to accept.
+    pub fn begin_accepting(&self) {
+        self.accepting.fetch_add(1, Relaxed);
+    }
+
+    /// A worker's socket was closed, and its queue is empty.
+    pub fn finish_accepting(&self) {
+        if self.accepting.fetch_sub(1, AcqRel) == 1 {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    /// Waits until nothing accepts any more and every session has ended.
+    pub async fn quiet(&self) {
+        loop {
+            let quiet = self.quiet.notified();
+            if self.accepting.load(Acquire) == 0 && self.active.load(Acquire) == 0 {
+                return;
+            }
+            quiet.await;
         }
     }
 

@@ -7,6 +7,7 @@ use super::{EndpointCell, GroupCell, ListenerCell};
 use crate::{
     balance::{Balance, Maglev, Shares},
     ids::{CloudName, EndpointIdentity, Generation, PoolName},
+    net::Keepalive,
 };
 
 /// One atomic view of everything a session needs.
@@ -27,8 +28,8 @@ pub struct Listener {
     pub cell: Arc<ListenerCell>,
     /// What serves it.
     pub pool: Arc<Pool>,
-    /// How long its sessions may last.
-    pub limits: SessionLimits,
+    /// How long its sessions may last. Shared, as a session keeps it and must not keep more of the snapshot.
+    pub limits: Arc<SessionLimits>,
 }
 
 /// The time limits of a session.
@@ -42,6 +43,8 @@ pub struct SessionLimits {
     pub lifetime: Option<Duration>,
     /// How long bytes may stay unacknowledged before the peer counts as dead.
     pub user_timeout: Duration,
+    /// How a peer that is silent is asked whether it is there.
+    pub keepalive: Keepalive,
 }
 
 /// Endpoints that serve one thing, in the order in which they are to be tried.
@@ -114,17 +117,6 @@ pub struct Endpoint {
     pub cell: Arc<EndpointCell>,
     /// Its weight in its group, slow start included. At least 1.
     pub weight: u32,
-    /// Socket options towards it.
-    pub dial: Dial,
-}
-
-/// Socket options of a dialled connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dial {
-    /// TCP keepalive: idle time, interval, and unanswered probes before the peer counts as dead.
-    pub keepalive: crate::net::Keepalive,
-    /// TCP_USER_TIMEOUT.
-    pub user_timeout: Duration,
 }
 
 impl Endpoint {

@@ -6,6 +6,7 @@ use std::{net::TcpListener, sync::Arc};
 use tokio::sync::mpsc;
 
 use super::ListenerCell;
+use crate::net::Listen;
 
 /// What a worker is to do with a listener.
 #[derive(Debug)]
@@ -16,6 +17,13 @@ pub enum SocketCommand {
         listener: Arc<ListenerCell>,
         /// Bound, listening and non-blocking.
         socket: TcpListener,
+    },
+    /// Set changed options on this listener's socket.
+    Reapply {
+        /// Whose socket it is.
+        listener: Arc<ListenerCell>,
+        /// The options.
+        options: Listen,
     },
     /// Accept what waits in the queue, then close this listener's socket.
     Close {
@@ -48,11 +56,18 @@ impl Sockets {
         self.workers.len()
     }
 
-    /// Hands one socket to each worker.
-    pub async fn open(&self, listener: &Arc<ListenerCell>, sockets: Vec<TcpListener>) {
+    /// Hands one socket to each worker. ([`super::Shared::open`] also counts them.)
+    pub(super) async fn open(&self, listener: &Arc<ListenerCell>, sockets: Vec<TcpListener>) {
         for (worker, socket) in self.workers.iter().zip(sockets) {
             // A worker that is gone has stopped: the process is ending.
             drop(worker.send(SocketCommand::Open { listener: Arc::clone(listener), socket }).await);
+        }
+    }
+
+    /// Has every worker set changed options on its socket of this listener.
+    pub async fn reapply(&self, listener: &Arc<ListenerCell>, options: Listen) {
+        for worker in &self.workers {
+            drop(worker.send(SocketCommand::Reapply { listener: Arc::clone(listener), options }).await);
         }
     }
 

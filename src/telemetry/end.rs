@@ -74,7 +74,7 @@ pub struct End {
 }
 
 impl Side {
-    /// Every side, in the order of [`Side::index`].
+    /// Every side.
     pub const ALL: [Self; 4] = [Self::Client, Self::Upstream, Self::Proxy, Self::Operator];
 
     /// The word in logs and labels.

@@ -2,9 +2,13 @@
 //! queue; lines that find it full are dropped and counted.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -31,6 +35,8 @@ pub struct LogOptions {
 pub struct Logging {
     /// The shape of lines, decided.
     pub format: LineFormat,
+    /// Reopens the file, for those who rotate it.
+    pub reopen: Reopen,
     file: Option<PathBuf>,
     dropped: ErrorCounter,
     _guard: WorkerGuard,
@@ -45,11 +51,12 @@ pub fn set_up(options: LogOptions) -> anyhow::Result<Logging> {
         let on_terminal = options.file.is_none() && io::stderr().is_terminal();
         if on_terminal { LineFormat::Text } else { LineFormat::Json }
     });
+    let reopen = Reopen::default();
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(CAPACITY)
         .thread_name("log")
-        .finish(open(options.file.as_ref())?);
+        .finish(open(options.file.as_deref(), &reopen)?);
     let dropped = writer.error_counter();
     let filter = EnvFilter::try_new(&options.filter)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
@@ -62,7 +69,7 @@ pub fn set_up(options: LogOptions) -> anyhow::Result<Logging> {
         }
     }
     .map_err(|error| anyhow::anyhow!("set up logging: {error}"))?;
-    Ok(Logging { format, file: options.file, dropped, _guard: guard })
+    Ok(Logging { format, reopen, file: options.file, dropped, _guard: guard })
 }
 
 impl Logging {
@@ -71,7 +78,7 @@ impl Logging {
     /// # Errors
     /// The file cannot be opened.
     pub fn output(&self) -> io::Result<Box<dyn Write + Send>> {
-        open(self.file.as_ref())
+        open(self.file.as_deref(), &self.reopen)
     }
 
     /// A reader of how many event lines were dropped.
@@ -81,9 +88,76 @@ impl Logging {
     }
 }
 
-fn open(file: Option<&PathBuf>) -> io::Result<Box<dyn Write + Send>> {
+/// An order to open the log file anew: after logrotate has moved it away, lines go to a new one.
+#[derive(Clone, Debug, Default)]
+pub struct Reopen(Arc<AtomicU64>);
+
+impl Reopen {
+    /// Gives the order; every writer follows it before its next line.
+    pub fn reopen(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    reopen: Reopen,
+    opened: u64,
+}
+
+impl LogFile {
+    fn open(path: &Path, reopen: &Reopen) -> io::Result<Self> {
+        let opened = reopen.0.load(Relaxed);
+        Ok(Self { path: path.to_owned(), file: append(path)?, reopen: reopen.clone(), opened })
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let ordered = self.reopen.0.load(Relaxed);
+        if ordered != self.opened {
+            self.opened = ordered;
+            // If the new file cannot be opened, lines go on into the old one.
+            if let Ok(file) = append(&self.path) {
+                self.file = file;
+            }
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn open(file: Option<&Path>, reopen: &Reopen) -> io::Result<Box<dyn Write + Send>> {
     match file {
         None => Ok(Box::new(io::stderr())),
-        Some(path) => Ok(Box::new(OpenOptions::new().create(true).append(true).open(path)?)),
+        Some(path) => Ok(Box::new(LogFile::open(path, reopen)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotated_file_is_opened_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, moved) = (folder.path().join("log"), folder.path().join("log.1"));
+        let reopen = Reopen::default();
+        let mut output = open(Some(&path), &reopen).unwrap();
+        output.write_all(b"one\n").unwrap();
+        std::fs::rename(&path, &moved).unwrap();
+        output.write_all(b"two\n").unwrap();
+        reopen.reopen();
+        output.write_all(b"three\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&moved).unwrap(), "one\ntwo\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
     }
 }

@@ -1,0 +1,447 @@
+//! The relay between real sockets: manners, time limits, and every byte.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream},
+    sync::Arc,
+    thread,
+};
+
+use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const LIMITS: SessionLimits = SessionLimits {
+    idle: Duration::from_secs(60),
+    half_closed: Duration::from_secs(60),
+    lifetime: None,
+    user_timeout: Duration::from_secs(30),
+    keepalive: net::Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 },
+};
+
+/// The two ends of a relayed session, as plain blocking sockets, and the relay's outcome.
+struct Bed {
+    client: StdStream,
+    upstream: StdStream,
+    relay: JoinHandle<(End, Moved)>,
+}
+
+fn pair() -> (StdStream, StdStream) {
+    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    let near = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    near.set_nodelay(true).unwrap();
+    (near, far)
+}
+
+/// Must be called within a runtime.
+fn bed(limits: SessionLimits) -> Bed {
+    let (client, proxy_client) = pair();
+    let (upstream, proxy_upstream) = pair();
+    let relay = tokio::spawn(async move {
+        let inner = |stream: StdStream| {
+            stream.set_nonblocking(true).unwrap();
+            stream.set_nodelay(true).unwrap();
+            TcpStream::from_std(stream).unwrap()
+        };
+        let (client, upstream) = (inner(proxy_client), inner(proxy_upstream));
+        let mut moved = Moved::default();
+        let end = relay(&client, &upstream, &limits, &EndpointCell::default(), &mut moved).await;
+        if !end.is_clean() {
+            net::reset_on_close(&client);
+            net::reset_on_close(&upstream);
+        }
+        (end, moved)
+    });
+    Bed { client, upstream, relay }
+}
+
+fn bytes(length: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+fn reset(stream: StdStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_after_the_clients_end_arrives_whole() {
+    let mut bed = bed(LIMITS);
+    let end = blocking(move || {
+        bed.client.write_all(b"question").unwrap();
+        bed.client.shutdown(Shutdown::Write).unwrap();
+        let mut question = Vec::new();
+        bed.upstream.read_to_end(&mut question).unwrap();
+        assert_eq!(question, b"question");
+        let answer = bytes(3_000_000, 1);
+        let sent = answer.clone();
+        let mut upstream = bed.upstream;
+        let writer = thread::spawn(move || upstream.write_all(&sent).unwrap());
+        let mut got = Vec::new();
+        bed.client.read_to_end(&mut got).unwrap();
+        assert!(got == answer);
+        writer.join().unwrap();
+        bed.relay
+    })
+    .await;
+    let (end, moved) = end.await.unwrap();
+    assert_eq!(end, End::closed(Side::Client));
+    assert_eq!(moved, Moved { to_upstream: 8, to_client: 3_000_000 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_goes_on_after_the_endpoints_end() {
+    let mut bed = bed(LIMITS);
+    let relay = blocking(move || {
+        bed.upstream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(bed.client.read(&mut [0; 1]).unwrap(), 0, "the client learns of the end at once");
+        let upload = bytes(1_000_000, 2);
+        let sent = upload.clone();
+        let writer = thread::spawn(move || {
+            bed.client.write_all(&sent).unwrap();
+            bed.client.shutdown(Shutdown::Write).unwrap();
+            bed.client
+        });
+        let mut got = Vec::new();
+        bed.upstream.read_to_end(&mut got).unwrap();
+        assert!(got == upload);
+        drop(writer.join());
+        bed.relay
+    })
+    .await;
+    assert_eq!(relay.await.unwrap().0, End::closed(Side::Upstream));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_the_endpoint_reaches_the_client_as_a_reset_after_its_bytes() {
+    for length in [0, 5, 200_000] {
+        let mut bed = bed(LIMITS);
+        let relay = blocking(move || {
+            bed.client.write_all(b"x").unwrap();
+            bed.upstream.read_exact(&mut [0; 1]).unwrap();
+            bed.upstream.write_all(&bytes(length, 3)).unwrap();
+            let mut got = vec![0; length];
+            bed.client.read_exact(&mut got).unwrap();
+            reset(bed.upstream);
+            let error = bed.client.read(&mut [0; 1]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+            bed.relay
+        })
+        .await;
+        let end = relay.await.unwrap().0;
+        assert_eq!(end, End { side: Side::Upstream, stage: Stage::Relay, cause: Cause::Reset });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_the_client_reaches_the_endpoint_as_a_reset() {
+    let mut bed = bed(LIMITS);
+    let relay = blocking(move || {
+        bed.client.write_all(b"x").unwrap();
+        bed.upstream.read_exact(&mut [0; 1]).unwrap();
+        let begun = Instant::now();
+        reset(bed.client);
+        let error = bed.upstream.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        bed.relay
+    })
+    .await;
+    assert_eq!(relay.await.unwrap().0, End { side: Side::Client, stage: Stage::Relay, cause: Cause::Reset });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_is_noticed_while_the_direction_is_half_closed() {
+    let mut bed = bed(LIMITS);
+    let relay = blocking(move || {
+        bed.client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(bed.upstream.read(&mut [0; 1]).unwrap(), 0);
+        reset(bed.client);
+        let error = bed.upstream.read(&mut [0; 1]).map_or_else(
+            |error| error.kind(),
+            |_| {
+                // The end was read already: the reset shows at the next write.
+                bed.upstream.set_nonblocking(false).unwrap();
+                loop {
+                    if let Err(error) = bed.upstream.write_all(b"x") {
+                        break error.kind();
+                    }
+                }
+            },
+        );
+        assert!(matches!(error, std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe));
+        bed.relay
+    })
+    .await;
+    let end = tokio::time::timeout(Duration::from_secs(20), relay).await.unwrap().unwrap().0;
+    assert_eq!(end, End { side: Side::Client, stage: Stage::Relay, cause: Cause::Reset });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_is_noticed_while_the_other_side_takes_nothing() {
+    let mut bed = bed(LIMITS);
+    let relay = blocking(move || {
+        bed.client.set_nonblocking(true).unwrap();
+        let chunk = bytes(65_536, 4);
+        let mut full = 0;
+        // Fills every buffer up to the endpoint, which reads nothing.
+        while full < 200 {
+            match bed.client.write(&chunk) {
+                Ok(written) => full = if written > 0 { 0 } else { full + 1 },
+                Err(_) => {
+                    full += 1;
+                    thread::yield_now();
+                    thread::park_timeout(Duration::from_millis(1));
+                }
+            }
+        }
+        reset(bed.client);
+        (bed.relay, bed.upstream)
+    })
+    .await;
+    let (relay, _upstream) = relay;
+    let end = tokio::time::timeout(Duration::from_secs(20), relay).await.unwrap().unwrap().0;
+    assert_eq!((end.side, end.cause), (Side::Client, Cause::Reset));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_delivered_though_the_endpoint_left_the_request_unread() {
+    for round in 0..50 {
+        let mut bed = bed(LIMITS);
+        let relay = blocking(move || {
+            let answer = bytes(300_000, round);
+            bed.client.write_all(&bytes(500_000, 6)).unwrap();
+            bed.upstream.read_exact(&mut [0; 10]).unwrap();
+            let expected = answer.clone();
+            let mut client = bed.client.try_clone().unwrap();
+            let reader = thread::spawn(move || {
+                let mut got = Vec::new();
+                let outcome = client.read_to_end(&mut got);
+                assert!(got == expected, "{} of {} bytes", got.len(), expected.len());
+                outcome.is_err()
+            });
+            bed.upstream.write_all(&answer).unwrap();
+            // Until the proxy has taken the answer: what the endpoint's own kernel drops, nobody can deliver.
+            while crate::sys::unsent(&bed.upstream).unwrap() > 0 {
+                thread::yield_now();
+            }
+            // Closing with unread bytes makes the kernel send a reset.
+            drop(bed.upstream);
+            // More of the request: the proxy's writes fail.
+            let write_failed = bed.client.write_all(&bytes(5_000_000, 7)).is_err();
+            // The kernel tells the error once, to whoever asks first.
+            assert!(reader.join().unwrap() || write_failed, "an abort must not look like a clean end");
+            bed.relay
+        })
+        .await;
+        let end = relay.await.unwrap().0;
+        assert_eq!((end.side, end.cause), (Side::Upstream, Cause::Reset), "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_messages_go_both_ways_without_delay() {
+    let mut bed = bed(LIMITS);
+    blocking(move || {
+        let begun = Instant::now();
+        for n in 0..2000_u32 {
+            bed.client.write_all(&n.to_le_bytes()[..1]).unwrap();
+            let mut byte = [0; 1];
+            bed.upstream.read_exact(&mut byte).unwrap();
+            bed.upstream.write_all(&byte).unwrap();
+            bed.client.read_exact(&mut byte).unwrap();
+            assert_eq!(byte[0], n.to_le_bytes()[0]);
+        }
+        // With Nagle's algorithm in the way it would take 2000 times 40 ms.
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_around_an_urgent_one_are_kept_in_order() {
+    let mut limits = LIMITS;
+    limits.user_timeout = Duration::from_millis(300);
+    let mut bed = bed(limits);
+    blocking(move || {
+        for _ in 0..10 {
+            bed.client.write_all(b"before").unwrap();
+            socket2::SockRef::from(&bed.client).send_out_of_band(b"!").unwrap();
+            bed.client.write_all(b"after").unwrap();
+            let mut got = [0; 11];
+            bed.upstream.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"beforeafter");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_session_is_reset_and_a_busy_one_is_not() {
+    let mut limits = LIMITS;
+    limits.idle = Duration::from_millis(400);
+    let mut bed = bed(limits);
+    let relay = blocking(move || {
+        for _ in 0..20 {
+            bed.client.write_all(b"x").unwrap();
+            bed.upstream.read_exact(&mut [0; 1]).unwrap();
+            thread::park_timeout(Duration::from_millis(50));
+        }
+        let error = bed.client.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        bed.relay
+    })
+    .await;
+    assert_eq!(relay.await.unwrap().0.cause, Cause::Idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_closed_session_that_falls_silent_is_reaped() {
+    let mut limits = LIMITS;
+    limits.half_closed = Duration::from_millis(300);
+    let bed = bed(limits);
+    bed.client.shutdown(Shutdown::Write).unwrap();
+    let end = bed.relay.await.unwrap().0;
+    assert_eq!(end, End { side: Side::Upstream, stage: Stage::Relay, cause: Cause::HalfClosed });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_at_its_lifetime_however_busy() {
+    let mut limits = LIMITS;
+    limits.lifetime = Some(Duration::from_millis(300));
+    let mut bed = bed(limits);
+    let relay = blocking(move || {
+        while bed.client.write_all(b"x").is_ok() && bed.upstream.read_exact(&mut [0; 1]).is_ok() {}
+        bed.relay
+    })
+    .await;
+    assert_eq!(relay.await.unwrap().0.cause, Cause::Lifetime);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_pauses_longer_than_the_user_timeout_is_not_taken_for_dead() {
+    let mut limits = LIMITS;
+    limits.user_timeout = Duration::from_secs(2);
+    let mut bed = bed(limits);
+    for stream in [&bed.client, &bed.upstream] {
+        // The proxy's own sockets carry the timeout in production; here it is set by the watch.
+        stream.set_nodelay(true).unwrap();
+    }
+    let relay = blocking(move || {
+        let sent = bytes(16_000_000, 9);
+        let expected = sent.clone();
+        let mut client = bed.client;
+        let writer = thread::spawn(move || {
+            client.write_all(&sent).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            client
+        });
+        // Nothing is read for three times the user timeout.
+        let until = Instant::now() + Duration::from_secs(6);
+        while Instant::now() < until {
+            thread::park_timeout(Duration::from_millis(100));
+        }
+        let mut got = Vec::new();
+        bed.upstream.read_to_end(&mut got).unwrap();
+        assert!(got == expected);
+        drop(bed.upstream);
+        drop(writer.join());
+        bed.relay
+    })
+    .await;
+    assert!(relay.await.unwrap().0.is_clean());
+}
+
+/// Runs `rounds` random two-way sessions, each with its own sizes, pauses and half-closes, and compares every byte.
+async fn random_sessions(rounds: u64, most: usize) {
+    let seed = std::env::var("TWINSPAN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let gate = Arc::new(tokio::sync::Semaphore::new(16));
+    let mut sessions = tokio::task::JoinSet::new();
+    for round in 0..rounds {
+        let permit = Arc::clone(&gate).acquire_owned().await.unwrap();
+        let bed = bed(LIMITS);
+        sessions.spawn(async move {
+            let context = format!("TWINSPAN_SEED={seed} round {round}");
+            let relay = blocking(move || {
+                let random = |salt: u64| SmallRng::seed_from_u64(seed ^ (round << 8) ^ salt);
+                let up = bytes(random(1).random_range(0..most), round);
+                let down = bytes(random(2).random_range(0..most), round + 1);
+                let (client, upstream) = (Arc::new(bed.client), Arc::new(bed.upstream));
+                let threads = [
+                    writer(Arc::clone(&client), up.clone(), random(3)),
+                    writer(Arc::clone(&upstream), down.clone(), random(4)),
+                    reader(client, down, random(5)),
+                    reader(upstream, up, random(6)),
+                ];
+                for thread in threads {
+                    thread.join().unwrap();
+                }
+                bed.relay
+            })
+            .await;
+            let (end, _) = relay.await.unwrap();
+            assert!(end.is_clean(), "{context}: {end}");
+            drop(permit);
+        });
+    }
+    while let Some(done) = sessions.join_next().await {
+        done.unwrap();
+    }
+}
+
+fn writer(stream: Arc<StdStream>, bytes: Vec<u8>, mut rng: SmallRng) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            // Sizes around the border between copy and splice.
+            let size = match rng.random_range(0..4) {
+                0 => rng.random_range(1..100),
+                1 => rng.random_range(16_382_usize..16_387),
+                _ => rng.random_range(1..200_000),
+            };
+            let (now, later) = rest.split_at(size.min(rest.len()));
+            (&*stream).write_all(now).unwrap();
+            rest = later;
+            if rng.random_ratio(1, 8) {
+                thread::park_timeout(Duration::from_micros(rng.random_range(0..3000)));
+            }
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+    })
+}
+
+fn reader(stream: Arc<StdStream>, expected: Vec<u8>, mut rng: SmallRng) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let mut got = Vec::new();
+        let mut buffer = vec![0; 100_000];
+        loop {
+            let size = rng.random_range(1..buffer.len());
+            match (&*stream).read(&mut buffer[..size]).unwrap() {
+                0 => break,
+                read => got.extend_from_slice(&buffer[..read]),
+            }
+            if rng.random_ratio(1, 8) {
+                thread::park_timeout(Duration::from_micros(rng.random_range(0..3000)));
+            }
+        }
+        assert!(got == expected, "{} of {} bytes", got.len(), expected.len());
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_sessions_are_byte_exact() {
+    random_sessions(150, 600_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_small_sessions_are_byte_exact() {
+    random_sessions(500, 40_000).await;
+}

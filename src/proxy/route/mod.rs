@@ -1,0 +1,152 @@
+//! Facts and snapshot to an endpoint: synchronous, without I/O, the same for every attempt of a session.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use rand::{Rng, RngExt};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{
+    balance::{Balance, Load, Shares, lighter},
+    ids::{CloudName, EndpointIdentity},
+    state::{Endpoint, Group, Pool, Tier},
+};
+
+/// Failed attempts in one cloud after which a session looks at the other clouds first.
+const ATTEMPTS_PER_CLOUD: usize = 2;
+
+/// What is known of a client before it is routed.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// Its address.
+    pub client: SocketAddr,
+    /// Endpoints that this session has tried in vain.
+    pub tried: &'a [Arc<EndpointIdentity>],
+}
+
+/// Chooses the endpoint for a session's next attempt: never one it has tried, from the first tier that has one left, and
+/// from another cloud once two attempts in one have failed. `None` when nothing is left.
+#[must_use]
+pub fn choose<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Option<&'p Arc<Endpoint>> {
+    if facts.tried.is_empty() {
+        let group = first_group(pool, pool.tiers.first()?, facts)?;
+        return group.endpoints.get(first_endpoint(pool.balance, group, facts, rng));
+    }
+    let fresh = |cloud: &CloudName| {
+        facts.tried.iter().filter(|tried| tried.cloud == *cloud).count() < ATTEMPTS_PER_CLOUD
+    };
+    next(pool, facts, rng, fresh).or_else(|| next(pool, facts, rng, |_| true))
+}
+
+/// A client's hash: its address without its port, the same for IPv4 and IPv4-mapped addresses.
+#[must_use]
+pub fn hash(client: SocketAddr) -> u64 {
+    match client.ip().to_canonical() {
+        IpAddr::V4(ip) => xxh3_64(&ip.octets()),
+        IpAddr::V6(ip) => xxh3_64(&ip.octets()),
+    }
+}
+
+fn first_group<'p>(pool: &Pool, tier: &'p Tier, facts: &Facts<'_>) -> Option<&'p Group> {
+    let place = match pool.balance {
+        _ if tier.groups.len() == 1 => 0,
+        // A client keeps its cloud as it keeps its endpoint.
+        Balance::SourceHash => tier.shares.at(hash(facts.client)),
+        Balance::LeastSessions | Balance::LeastLatency | Balance::RoundRobin | Balance::Random => {
+            tier.shares.nth(tier.cell.next())
+        }
+    };
+    tier.groups.get(place)
+}
+
+fn first_endpoint(balance: Balance, group: &Group, facts: &Facts<'_>, rng: &mut impl Rng) -> usize {
+    if group.endpoints.len() == 1 {
+        return 0;
+    }
+    match balance {
+        Balance::LeastSessions | Balance::LeastLatency => {
+            let first = group.shares.at(rng.random());
+            let second = another(&group.shares, first, rng);
+            better(balance, &group.endpoints, first, second)
+        }
+        Balance::RoundRobin => group.shares.nth(group.cell.next()),
+        Balance::Random => group.shares.at(rng.random()),
+        Balance::SourceHash => {
+            let member =
+                |maglev: &Arc<crate::balance::Maglev>| maglev.member(hash(facts.client).rotate_left(32));
+            group.maglev.as_ref().map_or(0, member)
+        }
+    }
+}
+
+/// A second draw that is not the first: by weight while luck allows, else the neighbour.
+fn another(shares: &Shares, first: usize, rng: &mut impl Rng) -> usize {
+    let second = shares.at(rng.random());
+    if second != first { second } else { (first + 1 + rng.random_range(0..shares.len() - 1)) % shares.len() }
+}
+
+fn better(balance: Balance, endpoints: &[Arc<Endpoint>], first: usize, second: usize) -> usize {
+    let load = |place: usize| {
+        endpoints.get(place).map(|endpoint| Load {
+            active: endpoint.cell.active(),
+            latency: match balance {
+                Balance::LeastLatency => {
+                    u64::try_from(endpoint.cell.connect_ewma().as_nanos()).unwrap_or(u64::MAX)
+                }
+                _ => 1,
+            },
+            weight: endpoint.weight,
+        })
+    };
+    match (load(first), load(second)) {
+        (Some(a), Some(b)) if lighter(b, a) => second,
+        _ => first,
+    }
+}
+
+/// The choice after a failure: what is left, tier by tier.
+fn next<'p>(
+    pool: &'p Pool,
+    facts: &Facts<'_>,
+    rng: &mut impl Rng,
+    fresh: impl Fn(&CloudName) -> bool,
+) -> Option<&'p Arc<Endpoint>> {
+    let left = |endpoint: &Arc<Endpoint>| facts.tried.iter().all(|tried| tried.address != endpoint.address());
+    pool.tiers.iter().find_map(|tier| {
+        let groups: Vec<&Group> = tier
+            .groups
+            .iter()
+            .filter(|group| fresh(&group.cloud) && group.endpoints.iter().any(left))
+            .collect();
+        let weight = |group: &Group| {
+            group
+                .endpoints
+                .iter()
+                .filter(|endpoint| left(endpoint))
+                .fold(0_u32, |sum, one| sum.saturating_add(one.weight))
+        };
+        let group = *groups.get(Shares::new(groups.iter().map(|group| weight(group))).at(rng.random()))?;
+        next_endpoint(pool.balance, group, facts, rng, left)
+    })
+}
+
+fn next_endpoint<'p>(
+    balance: Balance,
+    group: &'p Group,
+    facts: &Facts<'_>,
+    rng: &mut impl Rng,
+    left: impl Fn(&Arc<Endpoint>) -> bool,
+) -> Option<&'p Arc<Endpoint>> {
+    if let (Balance::SourceHash, Some(maglev)) = (balance, &group.maglev) {
+        let mut walk = maglev.walk(hash(facts.client).rotate_left(32));
+        return walk.find_map(|place| group.endpoints.get(place).filter(|endpoint| left(endpoint)));
+    }
+    let endpoints: Vec<&Arc<Endpoint>> = group.endpoints.iter().filter(|endpoint| left(endpoint)).collect();
+    let place = Shares::new(endpoints.iter().map(|endpoint| endpoint.weight)).at(rng.random());
+    endpoints.get(place).copied()
+}
+
+#[cfg(test)]
+mod tests;

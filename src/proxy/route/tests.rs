@@ -1,0 +1,194 @@
+//! The choice of an endpoint, for every way to balance.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rand::{SeedableRng, rngs::SmallRng};
+
+use super::*;
+use crate::{
+    balance::Maglev,
+    ids::{EndpointIdentity, PoolName},
+    state::Connect,
+};
+
+/// A pool of tiers of (cloud, share, endpoints).
+fn pool(balance: Balance, tiers: &[&[(&str, u32, usize)]]) -> Pool {
+    let mut number = 0_u8;
+    let tiers = tiers
+        .iter()
+        .map(|groups| Tier {
+            shares: Shares::new(groups.iter().map(|(_, share, _)| *share)),
+            groups: groups
+                .iter()
+                .map(|(cloud, _, count)| {
+                    number += 1;
+                    group(balance, cloud, number, *count)
+                })
+                .collect(),
+            cell: Arc::default(),
+        })
+        .collect();
+    let connect = Connect { timeout: Duration::from_secs(1), attempts: 4, total: Duration::from_secs(4) };
+    Pool { name: PoolName::from("p"), balance, tiers, connect, all_down: None }
+}
+
+fn group(balance: Balance, cloud: &str, number: u8, count: usize) -> Group {
+    let endpoints: Vec<_> = (0..count)
+        .map(|n| {
+            let address = SocketAddr::from(([10, number, 0, u8::try_from(n).unwrap()], 5432));
+            let identity =
+                EndpointIdentity { pool: PoolName::from("p"), cloud: CloudName::from(cloud), address };
+            Arc::new(Endpoint { identity: Arc::new(identity), cell: Arc::default(), weight: 100 })
+        })
+        .collect();
+    let names: Vec<_> =
+        endpoints.iter().map(|endpoint| (endpoint.address().to_string().into_bytes(), 1)).collect();
+    Group {
+        cloud: CloudName::from(cloud),
+        shares: Shares::new(endpoints.iter().map(|endpoint| endpoint.weight)),
+        maglev: (balance == Balance::SourceHash).then(|| Arc::new(Maglev::new(&names))),
+        endpoints,
+        cell: Arc::default(),
+    }
+}
+
+fn client(n: u32) -> SocketAddr {
+    SocketAddr::new(std::net::Ipv4Addr::from(0xC000_0000 + n).into(), 40_000)
+}
+
+fn rng() -> SmallRng {
+    SmallRng::seed_from_u64(7)
+}
+
+const ALL: [Balance; 5] = [
+    Balance::LeastSessions,
+    Balance::LeastLatency,
+    Balance::RoundRobin,
+    Balance::Random,
+    Balance::SourceHash,
+];
+
+#[test]
+fn the_first_tier_takes_every_first_attempt() {
+    for balance in ALL {
+        let pool = pool(balance, &[&[("aws", 1, 3)], &[("gcp", 1, 3)]]);
+        let mut rng = rng();
+        for n in 0..1000 {
+            let endpoint = choose(&pool, &Facts { client: client(n), tried: &[] }, &mut rng).unwrap();
+            assert_eq!(endpoint.identity.cloud.as_str(), "aws");
+        }
+    }
+}
+
+#[test]
+fn shares_between_clouds_are_exact_within_two_percent() {
+    for balance in ALL {
+        let pool = pool(balance, &[&[("aws", 90, 2), ("gcp", 10, 2)]]);
+        let mut rng = rng();
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for n in 0..10_000 {
+            let endpoint = choose(&pool, &Facts { client: client(n * 7919), tried: &[] }, &mut rng).unwrap();
+            *counts.entry(endpoint.identity.cloud.as_str()).or_default() += 1;
+        }
+        // A hash is as even as its clients; the others are exact.
+        let slack = if balance == Balance::SourceHash { 150 } else { 20 };
+        assert!(counts["gcp"].abs_diff(1000) <= slack, "{balance:?}: {counts:?}");
+    }
+}
+
+#[test]
+fn attempts_visit_every_endpoint_once_and_then_end() {
+    for balance in ALL {
+        let pool = pool(balance, &[&[("aws", 1, 3)], &[("gcp", 1, 2), ("oci", 2, 2)]]);
+        let mut rng = rng();
+        for n in 0..200 {
+            let mut tried = Vec::new();
+            while let Some(endpoint) = choose(&pool, &Facts { client: client(n), tried: &tried }, &mut rng) {
+                assert!(!tried.contains(&endpoint.identity), "{balance:?} tried {} twice", endpoint.identity);
+                tried.push(Arc::clone(&endpoint.identity));
+            }
+            assert_eq!(tried.len(), 7, "{balance:?}");
+        }
+    }
+}
+
+#[test]
+fn the_third_attempt_goes_to_another_cloud() {
+    for balance in ALL {
+        let pool = pool(balance, &[&[("aws", 1, 10)], &[("gcp", 1, 10)]]);
+        let mut rng = rng();
+        let mut tried = Vec::new();
+        let mut clouds = Vec::new();
+        for _ in 0..5 {
+            let endpoint = choose(&pool, &Facts { client: client(1), tried: &tried }, &mut rng).unwrap();
+            clouds.push(endpoint.identity.cloud.as_str().to_owned());
+            tried.push(Arc::clone(&endpoint.identity));
+        }
+        assert_eq!(clouds, ["aws", "aws", "gcp", "gcp", "aws"], "{balance:?}");
+    }
+}
+
+#[test]
+fn least_sessions_evens_out_what_is_uneven() {
+    let pool = pool(Balance::LeastSessions, &[&[("aws", 1, 4)]]);
+    let mut rng = rng();
+    for _ in 0..100 {
+        pool.tiers[0].groups[0].endpoints[0].cell.begin();
+    }
+    for n in 0..400 {
+        choose(&pool, &Facts { client: client(n), tried: &[] }, &mut rng).unwrap().cell.begin();
+    }
+    let active: Vec<u64> =
+        pool.tiers[0].groups[0].endpoints.iter().map(|endpoint| endpoint.cell.active()).collect();
+    assert!(active.iter().max().unwrap() - active.iter().min().unwrap() < 25, "{active:?}");
+}
+
+#[test]
+fn least_latency_prefers_the_endpoint_that_connects_sooner() {
+    let pool = pool(Balance::LeastLatency, &[&[("aws", 1, 2)]]);
+    let endpoints = &pool.tiers[0].groups[0].endpoints;
+    endpoints[0].cell.connected(Duration::from_millis(80));
+    endpoints[1].cell.connected(Duration::from_millis(10));
+    let mut rng = rng();
+    for n in 0..100 {
+        let chosen = choose(&pool, &Facts { client: client(n), tried: &[] }, &mut rng).unwrap();
+        assert_eq!(chosen.address(), endpoints[1].address());
+    }
+}
+
+#[test]
+fn round_robin_takes_turns() {
+    let pool = pool(Balance::RoundRobin, &[&[("aws", 1, 3)]]);
+    let mut rng = rng();
+    let last: Vec<u8> = (0..6)
+        .map(|n| {
+            let endpoint = choose(&pool, &Facts { client: client(n), tried: &[] }, &mut rng).unwrap();
+            match endpoint.address().ip() {
+                IpAddr::V4(ip) => ip.octets()[3],
+                IpAddr::V6(_) => unreachable!(),
+            }
+        })
+        .collect();
+    assert_eq!(last, [0, 1, 2, 0, 1, 2]);
+}
+
+#[test]
+fn a_client_keeps_its_endpoint_whatever_its_port_and_family() {
+    let pool = pool(Balance::SourceHash, &[&[("aws", 1, 5), ("gcp", 1, 5)]]);
+    let mut rng = rng();
+    for n in 0..100 {
+        let IpAddr::V4(ip) = client(n).ip() else { unreachable!() };
+        let of = |address: SocketAddr, rng: &mut SmallRng| {
+            choose(&pool, &Facts { client: address, tried: &[] }, rng).unwrap().address()
+        };
+        let first = of(client(n), &mut rng);
+        assert_eq!(of(SocketAddr::new(ip.into(), 5), &mut rng), first);
+        assert_eq!(of(SocketAddr::new(ip.to_ipv6_mapped().into(), 6), &mut rng), first);
+    }
+}
+
+#[test]
+fn an_empty_pool_offers_nothing() {
+    let pool = pool(Balance::LeastSessions, &[]);
+    assert!(choose(&pool, &Facts { client: client(1), tried: &[] }, &mut rng()).is_none());
+}

@@ -1,0 +1,219 @@
+//! The life of one session, top to bottom: route and dial, relay, and one line at the end. Protocol details and policy
+//! stand elsewhere. Must never hold a snapshot across an await.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, thread};
+
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    connect::{self, Established},
+    relay,
+};
+use crate::{
+    ids::{EndpointIdentity, Generation, PoolName},
+    net,
+    state::{EndpointCell, ListenerCell, Shared},
+    telemetry::{Cause, End, SessionRecord, Side, Stage},
+};
+
+/// Serves one accepted client to its end. The books are open from the call on, not from the first poll.
+pub(super) fn serve(
+    client: TcpStream,
+    address: SocketAddr,
+    listener: Arc<ListenerCell>,
+    shared: Arc<Shared>,
+) -> impl Future<Output = ()> + Send {
+    let mut books = Books::open(address, listener, shared);
+    let client = Peer::new(client);
+    async move {
+        // Boxed, so that an idle session does not carry the room that dialling needs.
+        let end = match Box::pin(connect::connect(&client.stream, &mut books)).await {
+            Err(end) => end,
+            Ok(Established { upstream, cell, limits }) => {
+                let upstream = Peer::new(upstream);
+                let end =
+                    relay::relay(&client.stream, &upstream.stream, &limits, &cell, &mut books.moved).await;
+                if end.is_clean() {
+                    client.close();
+                    upstream.close();
+                }
+                end
+            }
+        };
+        books.close(end);
+    }
+}
+
+/// One side's connection. It ends by reset unless the session ran its course: a peer must never take a loss, a panic or a
+/// shutdown for a clean end.
+struct Peer {
+    stream: TcpStream,
+    clean: bool,
+}
+
+impl Peer {
+    const fn new(stream: TcpStream) -> Self {
+        Self { stream, clean: false }
+    }
+
+    fn close(mut self) {
+        self.clean = true;
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if !self.clean {
+            net::reset_on_close(&self.stream);
+        }
+    }
+}
+
+/// Bytes relayed so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    pub(super) to_upstream: u64,
+    pub(super) to_client: u64,
+}
+
+/// The session's record: opened at the accept, closed exactly once, from `drop` if the task was cancelled or panicked.
+pub(super) struct Books {
+    pub(super) shared: Arc<Shared>,
+    pub(super) listener: Arc<ListenerCell>,
+    pub(super) client: SocketAddr,
+    pub(super) started: Instant,
+    pub(super) pool: Option<PoolName>,
+    pub(super) endpoint: Option<(Arc<EndpointIdentity>, Arc<EndpointCell>)>,
+    pub(super) generation: Generation,
+    pub(super) connected: Option<Instant>,
+    pub(super) attempts: u8,
+    pub(super) moved: Moved,
+    end: Option<End>,
+    session: u64,
+}
+
+impl Books {
+    pub(super) fn open(client: SocketAddr, listener: Arc<ListenerCell>, shared: Arc<Shared>) -> Self {
+        listener.begin();
+        let session = shared.sessions.begin();
+        Self {
+            shared,
+            listener,
+            client,
+            started: Instant::now(),
+            pool: None,
+            endpoint: None,
+            generation: Generation(0),
+            connected: None,
+            attempts: 0,
+            moved: Moved::default(),
+            end: None,
+            session,
+        }
+    }
+
+    /// An attempt at this endpoint begins: it carries the session from now on.
+    pub(super) fn attempt(&mut self, identity: Arc<EndpointIdentity>, cell: Arc<EndpointCell>) {
+        self.release();
+        cell.begin();
+        self.attempts = self.attempts.saturating_add(1);
+        self.endpoint = Some((identity, cell));
+    }
+
+    fn close(mut self, end: End) {
+        self.end = Some(end);
+    }
+
+    fn release(&mut self) {
+        if let Some((_, cell)) = self.endpoint.take() {
+            cell.finish();
+        }
+    }
+
+    fn unfinished(&self) -> End {
+        let stage = if self.connected.is_some() { Stage::Drain } else { Stage::Connect };
+        match thread::panicking() {
+            true => End { side: Side::Proxy, stage, cause: Cause::Panic },
+            false => End { side: Side::Operator, stage, cause: Cause::Shutdown },
+        }
+    }
+}
+
+impl Drop for Books {
+    fn drop(&mut self) {
+        let end = self.end.unwrap_or_else(|| self.unfinished());
+        let total = self.started.elapsed();
+        let endpoint = self.endpoint.as_ref().map(|(identity, _)| Arc::clone(identity));
+        self.release();
+        self.listener.finish(end, total);
+        self.shared.session_log.write(SessionRecord {
+            session: self.session,
+            client: self.client,
+            listener: self.listener.name.clone(),
+            pool: self.pool.take(),
+            endpoint,
+            generation: self.generation,
+            to_upstream: self.moved.to_upstream,
+            to_client: self.moved.to_client,
+            connect: self.connected.map(|at| at - self.started),
+            total,
+            attempts: self.attempts,
+            end,
+        });
+        self.shared.sessions.finish(end.cause == Cause::Panic);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::ListenerName,
+        state::{Reports, Sockets},
+        telemetry::SessionLog,
+    };
+
+    fn bed() -> (Arc<Shared>, Arc<ListenerCell>) {
+        let shared = Shared::new(Reports::new().0, Sockets::new(1).0, SessionLog::off());
+        let address = "127.0.0.1:1".parse().unwrap();
+        (Arc::new(shared), Arc::new(ListenerCell::new(ListenerName::from("l"), address)))
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_session_only_and_is_counted() {
+        let (shared, listener) = bed();
+        let address = listener.address;
+        let other = Books::open(address, Arc::clone(&listener), Arc::clone(&shared));
+        let books = Books::open(address, Arc::clone(&listener), Arc::clone(&shared));
+        let task = tokio::spawn(async move {
+            let _books = books;
+            panic!("a bug in a session");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!((shared.sessions.panicked(), shared.sessions.active()), (1, 1));
+        let ends: Vec<_> = listener.ends().collect();
+        assert_eq!(ends.len(), 1);
+        assert_eq!((ends[0].0.side, ends[0].0.cause), (Side::Proxy, Cause::Panic));
+        drop(other);
+        assert_eq!(shared.sessions.active(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_session_still_closes_its_books() {
+        let (shared, listener) = bed();
+        drop(Books::open(listener.address, Arc::clone(&listener), Arc::clone(&shared)));
+        let ends: Vec<_> = listener.ends().map(|(end, _)| end).collect();
+        assert_eq!(ends, [End { side: Side::Operator, stage: Stage::Connect, cause: Cause::Shutdown }]);
+        assert_eq!(listener.active(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_future_of_a_session_stays_small() {
+        let (shared, listener) = bed();
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let future = serve(stream, listener.address, listener, shared);
+        let size = size_of_val(&future);
+        assert!((300..=1000).contains(&size), "{size} bytes");
+    }
+}
