@@ -6,6 +6,9 @@ pub mod admin;
 pub mod discovery;
 pub mod health;
 mod journal;
+mod round;
+#[cfg(test)]
+mod testing;
 mod view;
 
 pub use journal::{Event, Journal};

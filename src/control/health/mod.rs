@@ -1,4 +1,12 @@
 //! Who answers. Each endpoint has a probe loop and a verdict; a verdict that changes goes to the reconciler.
+//!
+//! `probe` asks an endpoint once, `verdict` draws the conclusions, `supervisor` keeps a loop for each endpoint.
+
+mod probe;
+mod supervisor;
+mod verdict;
+
+pub use supervisor::{Health, HealthHandle, Target};
 
 /// The opinion about an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

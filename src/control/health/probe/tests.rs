@@ -1,0 +1,387 @@
+//! Real sockets on loopback: endpoints that answer, and endpoints that fail in every way they can.
+
+use std::{net::Ipv4Addr, sync::Mutex};
+
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::sleep};
+
+use super::*;
+use crate::control::testing::alone;
+
+/// Long enough for a busy machine, where the probe is to end by itself.
+const LONG: Duration = Duration::from_secs(20);
+
+/// Where the probe is to run into its limit.
+const SHORT: Duration = Duration::from_millis(300);
+
+/// An endpoint that treats every client as `serve` does.
+async fn endpoint<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(serve(client));
+        }
+    });
+    address
+}
+
+/// An HTTP endpoint that reads one request and answers with these bytes.
+async fn http_endpoint(answer: impl Into<Vec<u8>>) -> SocketAddr {
+    let answer: Arc<[u8]> = answer.into().into();
+    endpoint(move |mut client| {
+        let answer = Arc::clone(&answer);
+        async move {
+            read_head(&mut client).await?;
+            client.write_all(&answer).await?;
+            client.shutdown().await
+        }
+    })
+    .await
+}
+
+async fn read_head(client: &mut TcpStream) -> io::Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await?);
+    }
+    Ok(String::from_utf8(head).unwrap())
+}
+
+async fn run(address: SocketAddr, probe: Probe, timeout: Duration) -> Outcome {
+    let settings = Health {
+        probe,
+        port: None,
+        interval: Duration::from_secs(1),
+        fast_interval: Duration::from_secs(1),
+        timeout,
+        rise: 1,
+        fall: 1,
+        jitter: 0.0,
+    };
+    let started = Instant::now();
+    let outcome = super::probe(address, Arc::new(settings)).await;
+    assert!(started.elapsed() < timeout + LONG, "{:?}", started.elapsed());
+    outcome
+}
+
+fn tcp(send: &str, expect: &str) -> Probe {
+    Probe::Tcp { send: send.into(), expect: expect.into() }
+}
+
+fn http(body: Option<&str>) -> Probe {
+    Probe::Http {
+        path: "/health?x=1".into(),
+        host: None,
+        status: vec![(200, 299)],
+        body: body.map(Into::into),
+    }
+}
+
+fn bad(reason: &str) -> Outcome {
+    Outcome::Bad(reason.into())
+}
+
+async fn silent() -> SocketAddr {
+    endpoint(|client| async move {
+        sleep(LONG * 10).await;
+        drop(client);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn whoever_accepts_passes_a_probe_that_only_connects() {
+    assert_eq!(run(silent().await, tcp("", ""), LONG).await, Outcome::Good);
+}
+
+#[tokio::test]
+async fn a_closed_port_is_refused() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    assert_eq!(run(address, tcp("", ""), LONG).await, bad("connect: connection refused"));
+    assert_eq!(run(address, http(None), LONG).await, bad("connect: connection refused"));
+}
+
+#[tokio::test]
+async fn a_full_backlog_gives_no_answer() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(Ok(client)) = timeout_at(Instant::now() + SHORT, TcpStream::connect(address)).await {
+        waiting.push(client);
+    }
+    assert!(!waiting.is_empty());
+    assert_eq!(run(address, tcp("", ""), SHORT).await, bad("connect: no answer within 300ms"));
+}
+
+#[tokio::test]
+async fn a_hung_process_fails_a_probe_that_expects_an_answer() {
+    assert_eq!(run(silent().await, tcp("PING\r\n", "+PONG"), SHORT).await, bad("no answer within 300ms"));
+    assert_eq!(run(silent().await, http(None), SHORT).await, bad("no answer within 300ms"));
+}
+
+#[tokio::test]
+async fn the_expected_answer_may_come_in_pieces() {
+    let address = endpoint(|mut client| async move {
+        let mut ping = [0; 6];
+        client.read_exact(&mut ping).await?;
+        assert_eq!(&ping, b"PING\r\n");
+        for byte in b"HELLO +PONG\r\n" {
+            client.write_all(&[*byte]).await?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    })
+    .await;
+    assert_eq!(run(address, tcp("PING\r\n", "+PONG\r\n"), LONG).await, Outcome::Good);
+}
+
+#[tokio::test]
+async fn a_banner_needs_no_question_and_the_close_is_clean() {
+    let (told, end) = oneshot::channel();
+    let told = Mutex::new(Some(told));
+    let address = endpoint(move |mut client| {
+        let told = told.lock().unwrap().take().unwrap();
+        async move {
+            client.write_all(b"SSH-2.0-x\r\n").await?;
+            told.send(client.read(&mut [0; 16]).await).unwrap();
+            Ok(())
+        }
+    })
+    .await;
+    assert_eq!(run(address, tcp("", "SSH-2.0-x\r\n"), LONG).await, Outcome::Good);
+    assert_eq!(end.await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn another_answer_is_quoted_escaped_and_cut() {
+    let address = endpoint(|mut client| async move {
+        client.write_all(b"-ERR \x1b[2J\"no\"\r\n").await?;
+        client.shutdown().await
+    })
+    .await;
+    let wrong = bad(r#"answer lacks "+PONG": got "-ERR \x1b[2J\"no\"\r\n""#);
+    assert_eq!(run(address, tcp("", "+PONG"), LONG).await, wrong);
+
+    let address = endpoint(|mut client| async move {
+        client.write_all(&[b'z'; 500]).await?;
+        client.shutdown().await
+    })
+    .await;
+    let Outcome::Bad(reason) = run(address, tcp("", "+PONG"), LONG).await else { panic!() };
+    assert!(reason.ends_with("zzz\"..") && reason.len() < 100, "{reason}");
+}
+
+#[tokio::test]
+async fn an_early_close_is_no_answer() {
+    let address = endpoint(|mut client| async move { client.shutdown().await }).await;
+    let wrong = bad(r#"closed without an answer, wanted "+PONG""#);
+    assert_eq!(run(address, tcp("", "+PONG"), LONG).await, wrong);
+
+    let address = endpoint(|mut client| async move {
+        read_head(&mut client).await?;
+        client.shutdown().await
+    })
+    .await;
+    assert_eq!(run(address, http(None), LONG).await, bad("closed before the end of the answer"));
+}
+
+#[tokio::test]
+async fn a_reset_is_no_answer() {
+    let address = endpoint(|mut client| async move {
+        client.read_u8().await?;
+        SockRef::from(&client).set_linger(Some(Duration::ZERO))
+    })
+    .await;
+    assert_eq!(run(address, tcp("P", "+PONG"), LONG).await, bad("read: connection reset by peer"));
+    assert_eq!(run(address, http(None), LONG).await, bad("read: connection reset by peer"));
+}
+
+#[tokio::test]
+async fn a_slow_drip_does_not_stretch_the_limit() {
+    let drip = |head: &'static [u8]| {
+        endpoint(move |mut client| async move {
+            client.write_all(head).await?;
+            loop {
+                client.write_all(b"x").await?;
+                sleep(SHORT / 10).await;
+            }
+        })
+    };
+    let Outcome::Bad(reason) = run(drip(b"").await, tcp("", "+PONG"), SHORT).await else { panic!() };
+    assert!(reason.starts_with(r#"no "+PONG" within 300ms: got "x"#), "{reason}");
+    let outcome = run(drip(b"HTTP/1.1 200 OK\r\nX: ").await, http(None), SHORT).await;
+    assert_eq!(outcome, bad("no answer within 300ms"));
+    let outcome = run(drip(b"HTTP/1.1 200 OK\r\n\r\n").await, http(Some("ready")), SHORT).await;
+    assert_eq!(outcome, bad(r#"no "ready" in the body within 300ms"#));
+    // The status is enough where no body is wanted, however long the body goes on.
+    let started = Instant::now();
+    let outcome = run(drip(b"HTTP/1.1 200 OK\r\n\r\n").await, http(None), LONG).await;
+    assert_eq!(outcome, Outcome::Good);
+    assert!(started.elapsed() < LONG);
+    // A short body that does not come has no say either.
+    let outcome = run(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n").await, http(None), SHORT).await;
+    assert_eq!(outcome, Outcome::Good);
+}
+
+/// An endpoint that sends `head` and then bytes without end; the task returns how many were taken.
+async fn endless(head: &'static [u8]) -> (SocketAddr, JoinHandle<usize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let sent = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        client.write_all(head).await.unwrap();
+        let mut sent = 0;
+        while let Ok(count) = client.write(&[b'y'; 4096]).await {
+            sent += count;
+        }
+        sent
+    });
+    (address, sent)
+}
+
+#[tokio::test]
+async fn answers_without_end_are_not_read_to_the_end() {
+    let (address, sent) = endless(b"").await;
+    let wrong = bad(r#"answer lacks "+PONG" in its first 64 KiB"#);
+    assert_eq!(run(address, tcp("", "+PONG"), LONG).await, wrong);
+    sent.await.unwrap();
+
+    let (address, sent) = endless(b"HTTP/1.1 200 OK\r\n\r\n").await;
+    let wrong = bad(r#"the first 64 KiB of the body lack "ready""#);
+    assert_eq!(run(address, http(Some("ready")), LONG).await, wrong);
+    sent.await.unwrap();
+
+    let (address, sent) = endless(b"HTTP/1.1 200 OK\r\nX-Long: ").await;
+    let wrong = bad("the head of the answer is longer than 16 KiB or 100 lines");
+    assert_eq!(run(address, http(None), LONG).await, wrong);
+    sent.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_request_is_what_a_server_expects() {
+    let (told, head) = oneshot::channel();
+    let told = Mutex::new(Some(told));
+    let address = endpoint(move |mut client| {
+        let told = told.lock().unwrap().take().unwrap();
+        async move {
+            told.send(read_head(&mut client).await?).unwrap();
+            client.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await
+        }
+    })
+    .await;
+    assert_eq!(run(address, http(None), LONG).await, Outcome::Good);
+    let head = head.await.unwrap();
+    let lines: Vec<_> = head.lines().map(str::to_lowercase).collect();
+    assert_eq!(lines[0], "get /health?x=1 http/1.1");
+    assert!(lines.contains(&format!("host: {address}")), "{head}");
+    assert!(lines.contains(&"connection: close".to_owned()), "{head}");
+    assert!(lines.contains(&format!("user-agent: twinspan-probe/{}", env!("CARGO_PKG_VERSION"))), "{head}");
+}
+
+#[tokio::test]
+async fn the_status_decides() {
+    let answer = |status: &str| http_endpoint(format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno"));
+    assert_eq!(run(answer("200 OK").await, http(None), LONG).await, Outcome::Good);
+    let sick = answer("503 Service Unavailable").await;
+    assert_eq!(run(sick, http(None), LONG).await, bad("status 503, wanted 200-299"));
+    let probe = Probe::Http {
+        path: "/".into(),
+        host: Some("db.internal".into()),
+        status: vec![(200, 299), (301, 301)],
+        body: None,
+    };
+    assert_eq!(run(answer("301 Moved").await, probe.clone(), LONG).await, Outcome::Good);
+    assert_eq!(run(answer("302 Found").await, probe, LONG).await, bad("status 302, wanted 200-299, 301"));
+}
+
+#[tokio::test]
+async fn the_body_is_searched_whatever_its_framing() {
+    let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nall is ready.";
+    assert_eq!(run(http_endpoint(whole).await, http(Some("ready")), LONG).await, Outcome::Good);
+    let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nrea\r\n2\r\ndy\r\n0\r\n\r\n";
+    assert_eq!(run(http_endpoint(chunked).await, http(Some("ready")), LONG).await, Outcome::Good);
+    let until_close = b"HTTP/1.0 200 OK\r\n\r\nnot \x07 yet";
+    let wrong = bad(r#"body lacks "ready": got "not \x07 yet""#);
+    assert_eq!(run(http_endpoint(until_close).await, http(Some("ready")), LONG).await, wrong);
+    let broken = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\x1b\r\n";
+    let Outcome::Bad(reason) = run(http_endpoint(broken).await, http(Some("ready")), LONG).await else {
+        panic!()
+    };
+    assert!(reason.starts_with("not an HTTP answer: ") && !reason.contains('\x1b'), "{reason}");
+    let cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnearly";
+    let wrong = bad("closed before the end of the answer");
+    assert_eq!(run(http_endpoint(cut).await, http(Some("ready")), LONG).await, wrong);
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_named_without_its_bytes() {
+    let Outcome::Bad(reason) = run(http_endpoint("SSH-2.0-\x1b[2J\r\n\r\n").await, http(None), LONG).await
+    else {
+        panic!()
+    };
+    assert!(reason.starts_with("not an HTTP answer: ") && reason.is_ascii(), "{reason}");
+    assert!(!reason.contains('\x1b'), "{reason}");
+}
+
+#[tokio::test]
+async fn an_endpoint_on_ipv6_is_asked_by_its_address() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else {
+        println!("skipped: no IPv6 on this machine");
+        return;
+    };
+    let address = listener.local_addr().unwrap();
+    let head = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let head = read_head(&mut client).await.unwrap();
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        head
+    });
+    assert_eq!(run(address, http(None), LONG).await, Outcome::Good);
+    assert!(head.await.unwrap().contains(&format!("host: [::1]:{}", address.port())));
+}
+
+#[test]
+fn a_shortage_here_is_not_blamed_on_the_endpoint() {
+    for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL] {
+        let outcome = failed("connect", &io::Error::from_raw_os_error(code));
+        assert!(matches!(outcome, Outcome::Local(_)), "{outcome:?}");
+    }
+    for code in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ETIMEDOUT, libc::ECONNRESET]
+    {
+        let outcome = failed("connect", &io::Error::from_raw_os_error(code));
+        assert!(matches!(outcome, Outcome::Bad(_)), "{outcome:?}");
+    }
+    let outcome = failed("connect", &io::Error::from_raw_os_error(libc::EMFILE));
+    assert_eq!(outcome, Outcome::Local("connect: too many open files".into()));
+}
+
+#[tokio::test]
+async fn words_that_fit_no_request_are_our_fault() {
+    let probe = Probe::Http { path: "no slash".into(), host: None, status: vec![(200, 299)], body: None };
+    let outcome = run(silent().await, probe, LONG).await;
+    assert!(matches!(outcome, Outcome::Local(_)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_process_out_of_descriptors_blames_itself() {
+    if !alone("control::health::probe::tests::a_process_out_of_descriptors_blames_itself") {
+        return;
+    }
+    let address = silent().await;
+    assert_eq!(run(address, tcp("", ""), LONG).await, Outcome::Good);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let none = rustix::process::Rlimit { current: Some(3), maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, none).unwrap();
+    let short = Outcome::Local("connect: too many open files".into());
+    assert_eq!(run(address, tcp("", ""), LONG).await, short);
+    assert_eq!(run(address, http(None), LONG).await, short);
+}
