@@ -2,10 +2,20 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use super::{Balance, Level, LogFormat, SessionLines, WhenAllDown};
 use crate::net::Keepalive;
 
 /// SIGTERM to the last reset. Kubernetes kills after 30 s; this leaves it room to write the last lines.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// What happened, without a line for each step of a session.
+pub const LOG_LEVEL: Level = Level::Info;
+
+/// People read terminals, collectors read the rest.
+pub const LOG_FORMAT: LogFormat = LogFormat::Auto;
+
+/// One line answers most questions about a session.
+pub const LOG_SESSIONS: SessionLines = SessionLines::All;
 
 /// Loopback, and away from the ports of Envoy (9901), Caddy (2019), linkerd (4191), Traefik (8080), HAProxy (8404).
 pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9797);
@@ -13,6 +23,12 @@ pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv
 /// Every address: a kubelet and a Prometheus must reach it, and it serves nothing but health and counters.
 pub const TELEMETRY: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 9798);
+
+/// It adapts to sessions of unequal length, which TCP sessions are.
+pub const BALANCE: Balance = Balance::LeastSessions;
+
+/// Probes can be wrong, and an attempt costs little.
+pub const WHEN_ALL_DOWN: WhenAllDown = WhenAllDown::TryAnyway;
 
 /// One attempt to connect. A round trip around the world takes 0.3 s, and the kernel repeats a lost SYN only after 1 s:
 /// by then another endpoint has answered.
@@ -29,6 +45,9 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// A peer that has ended its direction and hears nothing for a minute is a leak more often than a slow answer.
 pub const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// `[::]` takes both families, whatever `net.ipv6.bindv6only` says: one listener, one meaning on every machine.
+pub const ONLY_V6: bool = false;
 
 /// The kernel cuts it to `net.core.somaxconn` (4096 since Linux 5.4).
 pub const BACKLOG: u32 = 4096;
@@ -64,3 +83,9 @@ pub const PROBE_FALL: u32 = 3;
 
 /// Proxies that start together drift apart.
 pub const PROBE_JITTER: f64 = 0.1;
+
+/// What is there on most servers.
+pub const HTTP_PROBE_PATH: &str = "/";
+
+/// A redirect is an answer of a service that works.
+pub const HTTP_PROBE_STATUS: [(u16, u16); 2] = [(200, 299), (300, 399)];

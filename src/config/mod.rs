@@ -2,13 +2,55 @@
 //! Nothing downstream checks again: what cannot be served cannot be expressed here.
 
 pub mod defaults;
+mod effective;
+mod file;
+mod keys;
+mod load;
+mod parse;
+mod problem;
+#[cfg(test)]
+mod reference;
+mod report;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod values;
+mod words;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
-
-use crate::{
-    ids::{CloudName, ListenerName, PoolName},
-    net::{Bind, Keepalive},
+pub use crate::net::{Bind, Keepalive};
+pub(crate) use report::counted;
+pub use {
+    effective::effective,
+    load::{load, parse},
+    problem::{Code, Problem, Severity},
+    report::Report,
+    schema::schema,
 };
+
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::ids::{CloudName, ListenerName, PoolName};
+
+/// A config, and what is odd about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The config.
+    pub config: Config,
+    /// Warnings only.
+    pub warnings: Report,
+}
+
+/// Why a config cannot be served: every reason at once.
+#[derive(Clone, Debug)]
+pub struct Refused(pub Report);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// A config that can be served.
 #[derive(Clone, Debug, PartialEq)]

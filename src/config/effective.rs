@@ -1,0 +1,188 @@
+//! A config with every default spelled out, as a file that means the same.
+//!
+//! A default that is the absence of a value cannot be spelled out: it stands there as a comment.
+
+use std::fmt::{self, Display, Write as _};
+
+use super::{
+    Address, AdminBind, Cloud, Config, Endpoint, Health, Listener, Policy, Pool, Probe,
+    values::{status_text, time_text},
+    words::Vocabulary as _,
+};
+
+/// The config as TOML. Reading it gives the same config again.
+#[must_use]
+pub fn effective(config: &Config) -> String {
+    let mut out = String::new();
+    // Writing to a String does not fail.
+    let _ = write(&mut out, config);
+    out
+}
+
+fn write(out: &mut String, config: &Config) -> fmt::Result {
+    writeln!(out, "version = 1")?;
+    match config.workers {
+        Some(workers) => writeln!(out, "workers = {workers}")?,
+        None => writeln!(out, "# workers: one for each CPU")?,
+    }
+    writeln!(out, "drain_timeout = {}", text(time_text(config.drain_timeout)))?;
+    write_log(out, config)?;
+    write_own(out, config)?;
+    for cloud in &config.clouds {
+        write_cloud(out, cloud)?;
+    }
+    for pool in &config.pools {
+        write_pool(out, pool)?;
+    }
+    for listener in &config.listeners {
+        write_listener(out, listener)?;
+    }
+    Ok(())
+}
+
+fn write_log(out: &mut String, config: &Config) -> fmt::Result {
+    let log = &config.log;
+    writeln!(out, "\n[log]")?;
+    writeln!(out, "level = {}", text(log.level.word()))?;
+    writeln!(out, "format = {}", text(log.format.word()))?;
+    writeln!(out, "sessions = {}", text(log.sessions.word()))?;
+    let file = log.file.as_ref().map(|file| file.to_string_lossy());
+    optional(out, "file", file.as_deref(), "standard error")
+}
+
+/// The proxy's own addresses. A default stays a comment: written out it would have to be free.
+fn write_own(out: &mut String, config: &Config) -> fmt::Result {
+    let admin = match &config.admin.bind {
+        AdminBind::Off => "off".to_owned(),
+        AdminBind::Tcp(address) => address.to_string(),
+        AdminBind::Unix(path) => format!("unix:{}", path.to_string_lossy()),
+    };
+    let telemetry = config.telemetry.bind.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    let tables =
+        [("admin", admin, config.admin.explicit), ("telemetry", telemetry, config.telemetry.explicit)];
+    for (table, bind, explicit) in tables {
+        let comment = if explicit { "" } else { "# default: " };
+        writeln!(out, "\n[{table}]\n{comment}bind = {}", text(bind))?;
+    }
+    Ok(())
+}
+
+fn write_cloud(out: &mut String, cloud: &Cloud) -> fmt::Result {
+    writeln!(out, "\n[cloud.{}]", key(cloud.name.as_str()))?;
+    optional(out, "region", cloud.region.as_deref(), "none")?;
+    optional(out, "egress_usd_per_gb", cloud.egress_usd_per_gb.as_deref(), "none")
+}
+
+fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
+    writeln!(out, "\n[[pool]]")?;
+    writeln!(out, "name = {}", text(&pool.name))?;
+    match &pool.policy {
+        Policy::Failover { order } => {
+            let order: Vec<String> = order.iter().map(text).collect();
+            writeln!(out, "policy = \"failover\"\norder = [{}]", order.join(", "))?;
+        }
+        Policy::Weighted { weights } => {
+            let weights: Vec<String> =
+                weights.iter().map(|(cloud, share)| format!("{} = {share}", key(cloud.as_str()))).collect();
+            writeln!(out, "policy = \"weighted\"\nweights = {{ {} }}", weights.join(", "))?;
+        }
+    }
+    writeln!(out, "balance = {}", text(pool.balance.word()))?;
+    writeln!(out, "when_all_down = {}", text(pool.when_all_down.word()))?;
+    writeln!(out, "connect_timeout = {}", text(time_text(pool.connect_timeout)))?;
+    writeln!(out, "attempts = {}", pool.attempts)?;
+    writeln!(out, "slow_start = {}", text(time_text(pool.slow_start)))?;
+    match &pool.health {
+        Some(health) => write_health(out, health)?,
+        None => writeln!(out, "# health: no probes, every endpoint counts as up")?,
+    }
+    for endpoint in &pool.endpoints {
+        write_endpoint(out, endpoint)?;
+    }
+    Ok(())
+}
+
+fn write_health(out: &mut String, health: &Health) -> fmt::Result {
+    let kind = match &health.probe {
+        Probe::Tcp { .. } => "tcp",
+        Probe::Http { .. } => "http",
+    };
+    writeln!(out, "\n[pool.health.{kind}]")?;
+    writeln!(out, "interval = {}", text(time_text(health.interval)))?;
+    writeln!(out, "timeout = {}", text(time_text(health.timeout)))?;
+    writeln!(out, "fast_interval = {}", text(time_text(health.fast_interval)))?;
+    writeln!(out, "rise = {}\nfall = {}", health.rise, health.fall)?;
+    // Debug keeps the point, so that it stays a float.
+    writeln!(out, "jitter = {:?}", health.jitter)?;
+    match health.port {
+        Some(port) => writeln!(out, "port = {port}")?,
+        None => writeln!(out, "# port: the port of the endpoint")?,
+    }
+    match &health.probe {
+        Probe::Tcp { send, expect } => {
+            for (key, bytes) in [("send", send), ("expect", expect)] {
+                let bytes = (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes));
+                optional(out, key, bytes.as_deref(), "nothing")?;
+            }
+            Ok(())
+        }
+        Probe::Http { path, host, status, body } => {
+            let status: Vec<String> = status.iter().map(|range| text(status_text(*range))).collect();
+            writeln!(out, "path = {}", text(path))?;
+            optional(out, "host", host.as_deref(), "the address of the endpoint")?;
+            writeln!(out, "status = [{}]", status.join(", "))?;
+            optional(out, "body", body.as_deref(), "nothing")
+        }
+    }
+}
+
+fn write_endpoint(out: &mut String, endpoint: &Endpoint) -> fmt::Result {
+    let address = match &endpoint.address {
+        Address::Socket(address) => address.to_string(),
+        Address::Name { host, port } => format!("{host}:{port}"),
+    };
+    writeln!(out, "\n[[pool.endpoint]]")?;
+    writeln!(out, "address = {}", text(address))?;
+    writeln!(out, "cloud = {}", text(&endpoint.cloud))?;
+    optional(out, "region", endpoint.region.as_deref(), "the region of its cloud")?;
+    optional(out, "zone", endpoint.zone.as_deref(), "none")?;
+    writeln!(out, "weight = {}", endpoint.weight)
+}
+
+fn write_listener(out: &mut String, listener: &Listener) -> fmt::Result {
+    let keepalive = &listener.keepalive;
+    writeln!(out, "\n[[listener]]")?;
+    writeln!(out, "name = {}", text(&listener.name))?;
+    writeln!(out, "bind = {}", text(listener.bind))?;
+    writeln!(out, "pool = {}", text(&listener.pool))?;
+    writeln!(out, "idle_timeout = {}", text(time_text(listener.idle_timeout)))?;
+    writeln!(out, "half_close_timeout = {}", text(time_text(listener.half_close_timeout)))?;
+    let life = listener.max_lifetime.map(time_text);
+    optional(out, "max_lifetime", life.as_deref(), "no limit")?;
+    writeln!(out, "backlog = {}", listener.backlog)?;
+    writeln!(out, "only_v6 = {}", listener.bind.only_v6)?;
+    writeln!(out, "user_timeout = {}", text(time_text(listener.user_timeout)))?;
+    writeln!(
+        out,
+        "keepalive = {{ idle = {}, interval = {}, count = {} }}",
+        text(time_text(keepalive.idle)),
+        text(time_text(keepalive.interval)),
+        keepalive.count,
+    )
+}
+
+fn optional(out: &mut String, key: &str, value: Option<&str>, absent: &str) -> fmt::Result {
+    match value {
+        Some(value) => writeln!(out, "{key} = {}", text(value)),
+        None => writeln!(out, "# {key}: {absent}"),
+    }
+}
+
+fn text(value: impl Display) -> String {
+    toml::Value::String(value.to_string()).to_string()
+}
+
+fn key(name: &str) -> String {
+    let bare = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    if bare && !name.is_empty() { name.to_owned() } else { text(name) }
+}

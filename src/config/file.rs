@@ -1,0 +1,377 @@
+//! The file exactly as it is written. Each key is described here and nowhere else: the JSON Schema, the reference in
+//! `docs/config.md` and the check of a file are all made from these types.
+//!
+//! `default`, `x-default` (a default in words), `x-min`, `x-below` and `x-long` (limits of times) stand in the schema.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{
+    Balance, Level, LogFormat, SessionLines, WhenAllDown,
+    defaults::{self, PROBE_FALL, PROBE_JITTER, PROBE_RISE, WEIGHT},
+    keys::{Items, Key, Named, Share, Status},
+    values::{
+        AddressText, AdminText, BindText, Decimal, FilePath, HttpHost, HttpPath, LongTime, Name, ProbeText,
+        Seconds, TelemetryText, Time, status_text, time_text,
+    },
+    words::{PolicyWord, Vocabulary as _, Word},
+};
+
+/// The file as a whole.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "twinspan", extend("required" = ["version"]))]
+pub(super) struct File {
+    /// The shape of this file. A later program that reads another shape will not guess.
+    #[schemars(extend("examples" = [1], "const" = 1))]
+    pub(super) version: Key<u32>,
+
+    /// Threads that carry traffic. More than there are CPUs only adds switching.
+    #[schemars(
+        range(min = 1, max = 1024),
+        extend("x-default" = "one for each CPU that affinity and cgroup allow")
+    )]
+    pub(super) workers: Key<usize>,
+
+    /// How long sessions may go on after SIGTERM before they are reset; `"0s"` resets them at once. Kubernetes kills
+    /// after 30 s, and this leaves it room to write the last lines.
+    #[schemars(extend("default" = time_text(defaults::DRAIN_TIMEOUT), "x-min" = "0s"))]
+    pub(super) drain_timeout: Key<Time>,
+
+    /// What is logged, and how.
+    pub(super) log: Key<Log>,
+
+    /// Where `twinspan status` asks.
+    pub(super) admin: Key<Admin>,
+
+    /// Where health and counters are served.
+    pub(super) telemetry: Key<Telemetry>,
+
+    /// Clouds: what fails as one. Each endpoint stands in one of them.
+    pub(super) cloud: Key<Named<Cloud>>,
+
+    /// Pools: endpoints that serve one thing.
+    pub(super) pool: Key<Items<Pool>>,
+
+    /// Listeners: addresses that clients connect to.
+    pub(super) listener: Key<Items<Listener>>,
+}
+
+/// What is logged, and how. Logging never makes traffic wait: lines that cannot be written are dropped and counted.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    /// The lowest level that is written: `error` (someone must act), `warn` (degraded), `info` (decisions and
+    /// lifecycle), `debug` (sessions in detail), `trace` (bytes). The default tells what happened without a line for
+    /// each step of a session.
+    #[schemars(extend("default" = defaults::LOG_LEVEL.word()))]
+    pub(super) level: Key<Word<Level>>,
+
+    /// The shape of the lines: `auto` is text on a terminal, for people, and JSON elsewhere, for collectors.
+    #[schemars(extend("default" = defaults::LOG_FORMAT.word()))]
+    pub(super) format: Key<Word<LogFormat>>,
+
+    /// Which sessions get a line when they end: `all`, only those that did not run their course (`errors`), or none
+    /// (`off`). One line answers most questions about a session, so it is on; a load test may want less.
+    #[schemars(extend("default" = defaults::LOG_SESSIONS.word()))]
+    pub(super) sessions: Key<Word<SessionLines>>,
+
+    /// A file to write to. Service managers and containers collect standard error by themselves.
+    #[schemars(extend("x-default" = "standard error"))]
+    pub(super) file: Key<FilePath>,
+}
+
+/// The admin API: `twinspan status` and its kin. It asks nobody for a password, so it listens on loopback or on a unix
+/// socket only.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Admin {
+    /// A loopback address, `"unix:/path.sock"` (made with mode 0600), or `"off"`. The default port is away from those
+    /// of other proxies. When the default address is busy the proxy starts without it and warns; an address given here
+    /// must be free.
+    #[schemars(extend("default" = defaults::ADMIN.to_string()))]
+    pub(super) bind: Key<AdminText>,
+}
+
+/// The telemetry listener: `/livez`, `/readyz`, `/metrics`. It serves nothing that changes anything.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Telemetry {
+    /// An address, or `"off"`. The default is every address, because a kubelet and a Prometheus must reach it. When
+    /// the default address is busy the proxy starts without it and warns; an address given here must be free.
+    #[schemars(extend("default" = defaults::TELEMETRY.to_string()))]
+    pub(super) bind: Key<TelemetryText>,
+}
+
+/// A cloud. `[cloud.NAME]` alone is enough: the name is what endpoints, policies, logs and metrics use.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Cloud {
+    /// The region, as the provider names it. For people and labels; it decides nothing.
+    #[schemars(extend("x-default" = "none"))]
+    pub(super) region: Key<Name>,
+
+    /// What a gigabyte that leaves this cloud costs, in US dollars. Shown in `twinspan status`. A string, because
+    /// prices are decimal and floats are not.
+    #[schemars(extend("x-default" = "none"))]
+    pub(super) egress_usd_per_gb: Key<Decimal>,
+}
+
+/// A pool: endpoints that serve one thing, how one of them is chosen, and how it is known which are up.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name", "endpoint"]))]
+pub(super) struct Pool {
+    /// The name that listeners use. Unique.
+    #[schemars(extend("examples" = ["web"]))]
+    pub(super) name: Key<Name>,
+
+    /// How a cloud is chosen for a new session: `failover` (the first cloud of `order` that has an endpoint up takes
+    /// everything) or `weighted` (each cloud takes its share of `weights`). Failover is the default because it needs
+    /// no numbers and sends nothing where it was not expected.
+    #[schemars(extend("default" = PolicyWord::Failover.word()))]
+    pub(super) policy: Key<Word<PolicyWord>>,
+
+    /// For `failover`: every cloud of the pool, best first.
+    #[schemars(extend("x-default" = "the order in which the endpoints of the pool name them"))]
+    pub(super) order: Key<Items<Name>>,
+
+    /// For `weighted`: the share of each cloud of the pool, 0 to 1000. A cloud that is down gives its share to the
+    /// others; one with 0 is used only when nothing else is up.
+    #[schemars(extend("x-default" = "none: `weighted` needs it"))]
+    pub(super) weights: Key<Named<Share>>,
+
+    /// How an endpoint is chosen within the cloud: `least-sessions` (fewer sessions of two random ones),
+    /// `least-latency` (smaller connect time of two), `round-robin`, `random`, or `source-hash` (one client address
+    /// keeps its endpoint). The default adapts to sessions of unequal length, which TCP sessions are.
+    #[schemars(extend("default" = defaults::BALANCE.word()))]
+    pub(super) balance: Key<Word<Balance>>,
+
+    /// With every endpoint down: `try_anyway` (as if all were up; probes can be wrong, and an attempt costs little) or
+    /// `refuse` (reset new sessions at once).
+    #[schemars(extend("default" = defaults::WHEN_ALL_DOWN.word()))]
+    pub(super) when_all_down: Key<Word<WhenAllDown>>,
+
+    /// Time for one attempt to connect. A round trip around the world takes 0.3 s, and the kernel repeats a lost SYN
+    /// only after 1 s: by then another endpoint has answered.
+    #[schemars(extend("default" = time_text(defaults::CONNECT_TIMEOUT)))]
+    pub(super) connect_timeout: Key<Time>,
+
+    /// Endpoints that one session may try, one after the other: by default two in the first cloud and two in the next.
+    #[schemars(range(min = 1, max = 16), extend("default" = defaults::ATTEMPTS))]
+    pub(super) attempts: Key<u8>,
+
+    /// How long an endpoint that comes back is given less than its weight, so that it fills its caches before it
+    /// carries its full share. `"0s"` is off.
+    #[schemars(extend("default" = time_text(defaults::SLOW_START), "x-min" = "0s"))]
+    pub(super) slow_start: Key<Time>,
+
+    /// Probes.
+    #[schemars(extend("x-default" = "no probes: every endpoint counts as up, and `check` warns"))]
+    pub(super) health: Key<HealthTables>,
+
+    /// Endpoints: at least one.
+    #[schemars(length(min = 1))]
+    pub(super) endpoint: Key<Items<Endpoint>>,
+}
+
+/// One line of a pool: an address, or a name that resolves to several.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["address", "cloud"]))]
+pub(super) struct Endpoint {
+    /// `"10.0.0.1:5432"`, `"[2001:db8::1]:5432"` or `"db.example.com:5432"`. Of a name, every address is used; when
+    /// the resolver fails, the last known ones are kept.
+    #[schemars(extend("examples" = ["10.0.0.1:5432"]))]
+    pub(super) address: Key<AddressText>,
+
+    /// The cloud it stands in. There must be a `[cloud.NAME]` for it.
+    #[schemars(extend("examples" = ["aws"]))]
+    pub(super) cloud: Key<Name>,
+
+    /// Its region.
+    #[schemars(extend("x-default" = "the region of its cloud"))]
+    pub(super) region: Key<Name>,
+
+    /// Its zone. For people and labels.
+    #[schemars(extend("x-default" = "none"))]
+    pub(super) zone: Key<Name>,
+
+    /// Its weight among the endpoints of its cloud. Alike unless said otherwise.
+    #[schemars(range(min = 1, max = 1000), extend("default" = WEIGHT))]
+    pub(super) weight: Key<u32>,
+}
+
+/// How the endpoints of a pool are probed: one of the two tables.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct HealthTables {
+    /// A probe that connects, and talks if there is something to say.
+    pub(super) tcp: Key<TcpHealth>,
+
+    /// A probe that asks over HTTP/1.1.
+    pub(super) http: Key<HttpHealth>,
+}
+
+/// A probe that connects. A hung process still accepts connections, so give `expect`, and `send` if the service
+/// waits to be asked.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct TcpHealth {
+    /// Time between two probes of an endpoint: a failure is noticed within a second, at one small connection a second.
+    #[schemars(extend("default" = time_text(defaults::PROBE_INTERVAL), "x-min" = "10ms"))]
+    pub(super) interval: Key<Time>,
+
+    /// Time for one probe: above a round trip around the world (0.3 s), below the connect timeout of a session.
+    #[schemars(extend("default" = time_text(defaults::PROBE_TIMEOUT)))]
+    pub(super) timeout: Key<Time>,
+
+    /// Time between two probes while the last ones disagree with the verdict: it is wanted soon, and the doubt is
+    /// short. By default not longer than `interval`.
+    #[schemars(extend("default" = time_text(defaults::PROBE_FAST_INTERVAL), "x-min" = "10ms"))]
+    pub(super) fast_interval: Key<Time>,
+
+    /// Good probes in a row that make an endpoint up. One may be luck.
+    #[schemars(range(min = 1, max = 100), extend("default" = PROBE_RISE))]
+    pub(super) rise: Key<u32>,
+
+    /// Bad probes in a row that make it down. One or two may be packet loss: at 3 % loss, three in a row are 1 in
+    /// 37,000.
+    #[schemars(range(min = 1, max = 100), extend("default" = PROBE_FALL))]
+    pub(super) fall: Key<u32>,
+
+    /// The share by which each interval is varied, so that proxies that start together drift apart.
+    #[schemars(range(min = 0.0, max = 1.0), extend("default" = PROBE_JITTER))]
+    pub(super) jitter: Key<f64>,
+
+    /// The port to probe.
+    #[schemars(range(min = 1, max = 65535), extend("x-default" = "the port of the endpoint"))]
+    pub(super) port: Key<u16>,
+
+    /// Text to send first. TOML escapes work: `"PING\r\n"`.
+    #[schemars(extend("x-default" = "nothing"))]
+    pub(super) send: Key<ProbeText>,
+
+    /// Text that the answer must contain. Without `send` it is what the service says first.
+    #[schemars(extend("x-default" = "nothing"))]
+    pub(super) expect: Key<ProbeText>,
+}
+
+/// A probe that asks over HTTP/1.1. The same timings as of `tcp`, and what to ask.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct HttpHealth {
+    /// Time between two probes of an endpoint: a failure is noticed within a second, at one small request a second.
+    #[schemars(extend("default" = time_text(defaults::PROBE_INTERVAL), "x-min" = "10ms"))]
+    pub(super) interval: Key<Time>,
+
+    /// Time for one probe. An HTTP answer takes a second round trip and some work.
+    #[schemars(extend("default" = time_text(defaults::HTTP_PROBE_TIMEOUT)))]
+    pub(super) timeout: Key<Time>,
+
+    /// Time between two probes while the last ones disagree with the verdict: it is wanted soon, and the doubt is
+    /// short. By default not longer than `interval`.
+    #[schemars(extend("default" = time_text(defaults::PROBE_FAST_INTERVAL), "x-min" = "10ms"))]
+    pub(super) fast_interval: Key<Time>,
+
+    /// Good probes in a row that make an endpoint up. One may be luck.
+    #[schemars(range(min = 1, max = 100), extend("default" = PROBE_RISE))]
+    pub(super) rise: Key<u32>,
+
+    /// Bad probes in a row that make it down. One or two may be packet loss: at 3 % loss, three in a row are 1 in
+    /// 37,000.
+    #[schemars(range(min = 1, max = 100), extend("default" = PROBE_FALL))]
+    pub(super) fall: Key<u32>,
+
+    /// The share by which each interval is varied, so that proxies that start together drift apart.
+    #[schemars(range(min = 0.0, max = 1.0), extend("default" = PROBE_JITTER))]
+    pub(super) jitter: Key<f64>,
+
+    /// The port to probe.
+    #[schemars(range(min = 1, max = 65535), extend("x-default" = "the port of the endpoint"))]
+    pub(super) port: Key<u16>,
+
+    /// The path to get.
+    #[schemars(extend("default" = defaults::HTTP_PROBE_PATH))]
+    pub(super) path: Key<HttpPath>,
+
+    /// The Host header.
+    #[schemars(extend("x-default" = "the address of the endpoint"))]
+    pub(super) host: Key<HttpHost>,
+
+    /// Status codes that count as good: numbers, classes (`"2xx"`) and ranges (`"200-299"`). A redirect is an answer
+    /// of a service that works.
+    #[schemars(length(min = 1), extend("default" = defaults::HTTP_PROBE_STATUS.map(status_text)))]
+    pub(super) status: Key<Items<Status>>,
+
+    /// Text that the first 64 KiB of the body must contain.
+    #[schemars(extend("x-default" = "nothing"))]
+    pub(super) body: Key<ProbeText>,
+}
+
+/// A listener: an address that clients connect to, and the pool that serves it.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["bind", "pool"]))]
+pub(super) struct Listener {
+    /// The name in logs and metrics. Unique.
+    #[schemars(extend("x-default" = "the text of `bind`"))]
+    pub(super) name: Key<Name>,
+
+    /// The address: `"0.0.0.0:5432"`, `"[::]:5432"` (IPv6 and IPv4), `"127.0.0.1:5432"`. Port 0 lets the kernel choose
+    /// one.
+    #[schemars(extend("examples" = ["0.0.0.0:5432"]))]
+    pub(super) bind: Key<BindText>,
+
+    /// The pool that serves it.
+    #[schemars(extend("examples" = ["web"]))]
+    pub(super) pool: Key<Name>,
+
+    /// With no byte in either direction for this long, a session is reset. A database session may sleep for long;
+    /// keepalive, not this, finds dead peers.
+    #[schemars(extend("default" = time_text(defaults::IDLE_TIMEOUT)))]
+    pub(super) idle_timeout: Key<LongTime>,
+
+    /// After one direction has ended, how long the other may be silent. A peer that has ended its direction and hears
+    /// nothing for a minute is a leak more often than a slow answer.
+    #[schemars(extend("default" = time_text(defaults::HALF_CLOSE_TIMEOUT)))]
+    pub(super) half_close_timeout: Key<Time>,
+
+    /// The longest life of a session, after which it is reset.
+    #[schemars(extend("x-default" = "no limit"))]
+    pub(super) max_lifetime: Key<LongTime>,
+
+    /// Connections that may wait to be accepted. The kernel cuts it to `net.core.somaxconn` (4096 since Linux 5.4).
+    #[schemars(range(min = 1, max = 1_048_576), extend("default" = defaults::BACKLOG))]
+    pub(super) backlog: Key<u32>,
+
+    /// On an IPv6 address: accept no IPv4 clients. By default `[::]` is dual-stack, whatever `net.ipv6.bindv6only` says.
+    #[schemars(extend("default" = defaults::ONLY_V6))]
+    pub(super) only_v6: Key<bool>,
+
+    /// TCP_USER_TIMEOUT on both sides: how long sent bytes may stay unacknowledged. They mean a dead peer after this,
+    /// not after the kernel's 15 minutes.
+    #[schemars(extend("default" = time_text(defaults::USER_TIMEOUT)))]
+    pub(super) user_timeout: Key<Time>,
+
+    /// TCP keepalive on both sides.
+    pub(super) keepalive: Key<KeepaliveTable>,
+}
+
+/// TCP keepalive on both sides of a session. A silent peer is found after 60 + 3 x 10 s: under the 350 s of AWS NLB, the
+/// 4 min of Azure and the 10 min of Google firewalls, so that they never forget a live session.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct KeepaliveTable {
+    /// Silence before the first probe, in whole seconds.
+    #[schemars(extend("default" = time_text(defaults::KEEPALIVE.idle)))]
+    pub(super) idle: Key<Seconds>,
+
+    /// Time between probes, in whole seconds.
+    #[schemars(extend("default" = time_text(defaults::KEEPALIVE.interval)))]
+    pub(super) interval: Key<Seconds>,
+
+    /// Unanswered probes after which the peer counts as dead.
+    #[schemars(range(min = 1, max = 127), extend("default" = defaults::KEEPALIVE.count))]
+    pub(super) count: Key<u32>,
+}
