@@ -1,1 +1,269 @@
-//! What the admin API says.
+//! What the admin API says: the JSON of `GET /api/v1/status` and `GET /api/v1/events`, for the server that writes it and
+//! the CLI that reads it. Times are RFC 3339 in UTC, bytes and counts are totals since the start unless the name says
+//! otherwise, and a field that is not known is `null`. A reader ignores fields that it does not know.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything `status` shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The process.
+    pub process: Process,
+    /// Sessions of the whole process.
+    pub sessions: Sessions,
+    /// Clouds, in the order of the config.
+    pub clouds: Vec<Cloud>,
+    /// Pools, in the order of the config.
+    pub pools: Vec<Pool>,
+    /// Listeners.
+    pub listeners: Vec<Listener>,
+    /// The last things that happened, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// The process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// The version of the program.
+    pub version: String,
+    /// The process's number.
+    pub pid: u32,
+    /// `starting`, `ready`, `draining` or `stopping`.
+    pub phase: String,
+    /// The number of the snapshot in force.
+    pub generation: u64,
+    /// When it started.
+    pub started: String,
+    /// Seconds since then.
+    pub uptime_seconds: f64,
+    /// Data-plane workers.
+    pub workers: usize,
+    /// How the last reload ended, if there was one.
+    pub last_reload: Option<Reload>,
+    /// Reloads so far.
+    pub reloads: Reloads,
+}
+
+/// How a reload ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// When.
+    pub time: String,
+    /// True when the new config is in force.
+    pub ok: bool,
+    /// Why the old one stayed.
+    pub error: Option<String>,
+}
+
+/// Reloads by outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloads {
+    /// The new config came into force.
+    pub applied: u64,
+    /// The old config stayed.
+    pub refused: u64,
+}
+
+/// Sessions of the whole process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sessions {
+    /// Alive now.
+    pub active: u64,
+    /// Accepted by the listeners in force.
+    pub accepted: u64,
+    /// Ended by a panic of their task.
+    pub panicked: u64,
+    /// Session lines that found the log queue full or could not be written.
+    pub log_lines_dropped: u64,
+}
+
+/// A cloud. Its numbers are sums over its endpoints, those that have left the config included while they have sessions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cloud {
+    /// Its name.
+    pub name: String,
+    /// Its region, as the provider names it.
+    pub region: Option<String>,
+    /// What a gigabyte leaving it costs in US dollars, as written in the config.
+    pub egress_usd_per_gb: Option<String>,
+    /// `up` (every endpoint is), `degraded` (some are), `down` or `unknown`.
+    pub state: String,
+    /// Endpoints that are up.
+    pub endpoints_up: u64,
+    /// All its endpoints.
+    pub endpoints: u64,
+    /// Sessions now.
+    pub sessions_active: u64,
+    /// Sessions that connected.
+    pub sessions_total: u64,
+    /// Bytes to its endpoints.
+    pub to_upstream: u64,
+    /// Bytes from its endpoints.
+    pub to_client: u64,
+    /// The last seconds.
+    pub rates: Option<Rates>,
+}
+
+/// Rates over the last ten seconds; `null` until the first second has passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// New sessions.
+    pub sessions_per_second: f64,
+    /// Bytes to endpoints.
+    pub to_upstream_per_second: f64,
+    /// Bytes to clients.
+    pub to_client_per_second: f64,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// How clouds are chosen: `failover` or `weighted`.
+    pub policy: String,
+    /// The order of clouds, for `failover`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub order: Vec<String>,
+    /// The weights of clouds, for `weighted`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<CloudWeight>,
+    /// How an endpoint is chosen within a cloud.
+    pub balance: String,
+    /// With every endpoint down, what happens to new sessions: `try_anyway` or `refuse`.
+    pub all_down: Option<String>,
+    /// The clouds that new sessions go to now.
+    pub shares: Vec<CloudShare>,
+    /// Names that have not been resolved yet.
+    pub unresolved: Vec<String>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A cloud's weight in a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloudWeight {
+    /// The cloud.
+    pub cloud: String,
+    /// Its weight.
+    pub weight: u32,
+}
+
+/// A cloud's share in the new sessions of a pool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CloudShare {
+    /// The cloud.
+    pub cloud: String,
+    /// Its share, 0 to 1.
+    pub share: f64,
+}
+
+/// An endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// What is dialled.
+    pub address: String,
+    /// The name that it was resolved from.
+    pub host: Option<String>,
+    /// The cloud it stands in.
+    pub cloud: String,
+    /// Its region.
+    pub region: Option<String>,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// Its weight as configured.
+    pub weight: u32,
+    /// How much of the weight counts now, in percent: below 100 during slow start.
+    pub ramp_percent: u8,
+    /// `up`, `down` or `unknown`.
+    pub verdict: String,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: String,
+    /// Seconds since then.
+    pub for_seconds: f64,
+    /// How often the verdict has changed.
+    pub transitions: u64,
+    /// True when new sessions of the pool may be given to it at the first attempt.
+    pub in_use: bool,
+    /// Sessions now, attempts included.
+    pub sessions_active: u64,
+    /// Sessions that connected.
+    pub sessions_total: u64,
+    /// Attempts that failed, by cause; only causes that were seen.
+    pub connect_failures: BTreeMap<String, u64>,
+    /// How long attempts took that connected.
+    pub connect_ms: ConnectTimes,
+    /// Bytes to it.
+    pub to_upstream: u64,
+    /// Bytes from it.
+    pub to_client: u64,
+    /// The last seconds.
+    pub rates: Option<Rates>,
+}
+
+/// Connect times in milliseconds; `null` before the first session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectTimes {
+    /// Half were quicker, since the start.
+    pub p50: Option<f64>,
+    /// All but one in a hundred were quicker, since the start.
+    pub p99: Option<f64>,
+    /// A moving average that takes a slower one at once: what `least-latency` goes by.
+    pub usual: Option<f64>,
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Its name.
+    pub name: String,
+    /// Where it accepts.
+    pub address: String,
+    /// What serves it.
+    pub pool: String,
+    /// Clients accepted.
+    pub accepted: u64,
+    /// Sessions now.
+    pub active: u64,
+    /// Connections not accepted, by reason; only reasons that were seen.
+    pub rejected: BTreeMap<String, u64>,
+    /// Clients accepted in a second, over the last ten.
+    pub accepted_per_second: Option<f64>,
+    /// Ended sessions by how they ended; only ends that were seen.
+    pub ends: Vec<EndCount>,
+}
+
+/// Sessions of a listener that ended in one way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndCount {
+    /// Who: `client`, `upstream`, `proxy` or `operator`.
+    pub side: String,
+    /// When: `accept`, `route`, `connect`, `relay` or `drain`.
+    pub stage: String,
+    /// Why.
+    pub cause: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub time: String,
+    /// The generation that it led to, or that was in force.
+    pub generation: u64,
+    /// What and why.
+    pub text: String,
+}
+
+/// What any answer but 200 says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong.
+    pub error: String,
+}

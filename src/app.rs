@@ -1,8 +1,38 @@
 //! Wiring: the two planes, the order of starting, signals, and the end. The only room that sees everything.
+//!
+//! Threads: `control` (its own runtime: reconciler, probes, names, admin, signals), one `worker-N` a CPU, `session-log` and
+//! `log` (writers). Traffic never waits for any of the others.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering::Relaxed},
+        mpsc::sync_channel,
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
-use crate::{config::Config, control::View, ids::ListenerName, state::Shared};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, watch},
+};
+
+/// What an endpoint's connect times are read into.
+pub use crate::state::HistogramReading;
+use crate::{
+    config::Config,
+    control::{
+        self, Bindings, ChangeReceiver, ChangeSender, Control, Orders, StartError, Stop, View, bind_all,
+    },
+    ids::ListenerName,
+    proxy::Worker,
+    state::{ReportReceiver, Reports, Shared, SocketCommand, Sockets},
+    telemetry::{Reopen, SessionLog},
+};
 
 /// What a running proxy needs beside its config.
 #[derive(Debug, Default)]
@@ -10,7 +40,9 @@ pub struct Options {
     /// Where the config came from; a reload reads it again. `None`: reloads are refused.
     pub config_path: Option<PathBuf>,
     /// Session lines; `None` writes none.
-    pub session_log: Option<crate::telemetry::SessionLog>,
+    pub session_log: Option<SessionLog>,
+    /// Obey the process's signals, and reopen this log when told to.
+    pub signals: Option<Reopen>,
 }
 
 /// A running proxy: a control thread and its workers. Dropping it stops it at once.
@@ -18,6 +50,20 @@ pub struct Options {
 pub struct App {
     shared: Arc<Shared>,
     view: Arc<View>,
+    orders: Orders,
+    changes: ChangeSender,
+    forced_by: Arc<AtomicI32>,
+    control: Option<JoinHandle<u64>>,
+    workers: Vec<Worker>,
+}
+
+/// How a proxy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Sessions that had to be reset.
+    pub reset: u64,
+    /// The signal that cut the drain short.
+    pub forced_by: Option<i32>,
 }
 
 impl App {
@@ -25,8 +71,83 @@ impl App {
     ///
     /// # Errors
     /// A listener, the admin or the telemetry address cannot be bound, or a thread cannot be started.
-    pub fn start(_config: Config, _options: Options) -> anyhow::Result<Self> {
-        anyhow::bail!("the wiring is not there yet")
+    pub fn start(config: Config, options: Options) -> Result<Self, StartError> {
+        let workers =
+            config.workers.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let bindings = bind_all(&config, workers)?;
+        let (reports, receiver) = Reports::new();
+        let (sockets, receivers) = Sockets::new(workers);
+        let shared = Arc::new(Shared::new(
+            reports,
+            sockets,
+            options.session_log.clone().unwrap_or_else(SessionLog::off),
+        ));
+        let view = Arc::new(View::new(Arc::clone(&shared), Arc::new(config.clone())));
+        let orders = Orders { reload: Arc::new(Notify::new()), stop: watch::Sender::new(Stop::No) };
+        let (changes, inbox) = control::inbox();
+        let mut app = Self {
+            shared,
+            view,
+            orders,
+            changes,
+            forced_by: Arc::default(),
+            control: None,
+            workers: Vec::new(),
+        };
+        app.start_workers(receivers).map_err(StartError::Thread)?;
+        app.start_control(config, bindings, (receiver, inbox), options).map_err(StartError::Thread)?;
+        Ok(app)
+    }
+
+    fn start_workers(
+        &mut self,
+        receivers: Vec<tokio::sync::mpsc::Receiver<SocketCommand>>,
+    ) -> io::Result<()> {
+        for (number, receiver) in receivers.into_iter().enumerate() {
+            self.workers.push(Worker::start(number, Arc::clone(&self.shared), receiver)?);
+        }
+        Ok(())
+    }
+
+    fn start_control(
+        &mut self,
+        config: Config,
+        bindings: Bindings,
+        (reports, inbox): (ReportReceiver, ChangeReceiver),
+        options: Options,
+    ) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = options.signals.map(|reopen| Signals {
+            view: Arc::clone(&self.view),
+            orders: self.orders.clone(),
+            forced_by: Arc::clone(&self.forced_by),
+            reopen,
+        });
+        let control = Control {
+            shared: Arc::clone(&self.shared),
+            view: Arc::clone(&self.view),
+            reports,
+            changes: (self.changes.clone(), inbox),
+            bindings,
+            config,
+            path: options.config_path,
+            orders: self.orders.clone(),
+        };
+        let (ready, started) = sync_channel(1);
+        let thread = thread::Builder::new().name("control".into()).spawn(move || {
+            let reset = runtime.block_on(async {
+                if let Some(signals) = signals {
+                    drop(tokio::spawn(signals.obey()));
+                }
+                // The receiver is gone only if the start was given up.
+                control.run(|| ready.send(()).unwrap_or_default()).await
+            });
+            // A name that is still being looked up must not hold up the end.
+            runtime.shutdown_background();
+            reset
+        })?;
+        self.control = Some(thread);
+        started.recv().map_err(|_| io::Error::other("the control thread ended before it was ready"))
     }
 
     /// The bridge between the planes.
@@ -41,15 +162,114 @@ impl App {
         &self.view
     }
 
+    /// The inbox of the one writer of snapshots.
+    #[must_use]
+    pub fn changes(&self) -> &ChangeSender {
+        &self.changes
+    }
+
     /// Where this listener accepts (the real port if the config said 0).
     #[must_use]
     pub fn address(&self, listener: &ListenerName) -> Option<SocketAddr> {
         self.view.listener(listener).map(|cell| cell.address)
     }
 
+    /// Has the config file read again; `View::reloads` tells when and how that ended.
+    pub fn reload(&self) {
+        self.orders.reload.notify_one();
+    }
+
     /// No new sessions; waits until the old ones have ended, at most `deadline`; then resets the rest and stops. Returns
     /// the number of sessions that were reset.
-    pub fn drain(self, _deadline: Duration) -> u64 {
-        0
+    pub fn drain(self, deadline: Duration) -> u64 {
+        self.orders.stop.send_replace(Stop::Drain(Some(deadline)));
+        self.wait().reset
+    }
+
+    /// Waits until the proxy was told to stop, by a signal, and has done so.
+    #[must_use]
+    pub fn wait(mut self) -> Ended {
+        let reset = self.join();
+        let signal = self.forced_by.load(Relaxed);
+        Ended { reset, forced_by: (signal != 0).then_some(signal) }
+    }
+
+    fn join(&mut self) -> u64 {
+        let reset = match self.control.take().map(JoinHandle::join) {
+            Some(Ok(reset)) => reset,
+            Some(Err(_)) => {
+                tracing::error!("the control plane panicked");
+                self.shared.sessions.active()
+            }
+            None => 0,
+        };
+        self.shared.sessions.advance(crate::state::Phase::Stopping);
+        self.workers.drain(..).for_each(Worker::join);
+        reset
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.orders.stop.send_replace(Stop::Now);
+        self.join();
+    }
+}
+
+/// The process's signals, made into orders.
+struct Signals {
+    view: Arc<View>,
+    orders: Orders,
+    forced_by: Arc<AtomicI32>,
+    reopen: Reopen,
+}
+
+impl Signals {
+    async fn obey(self) {
+        if let Err(error) = self.listen().await {
+            tracing::error!(%error, "cannot listen for signals");
+        }
+    }
+
+    async fn listen(&self) -> io::Result<()> {
+        let open = |kind: SignalKind| signal(kind);
+        let mut terminate = open(SignalKind::terminate())?;
+        let mut interrupt = open(SignalKind::interrupt())?;
+        let mut quit = open(SignalKind::quit())?;
+        let mut hangup = open(SignalKind::hangup())?;
+        let mut reopen = open(SignalKind::user_defined1())?;
+        let mut upgrade = open(SignalKind::user_defined2())?;
+        loop {
+            tokio::select! {
+                Some(()) = terminate.recv() => self.stop("SIGTERM", SignalKind::terminate()),
+                Some(()) = interrupt.recv() => self.stop("SIGINT", SignalKind::interrupt()),
+                Some(()) = quit.recv() => {
+                    tracing::info!("SIGQUIT: draining without a deadline");
+                    self.orders.stop.send_replace(Stop::Drain(None));
+                }
+                Some(()) = hangup.recv() => {
+                    self.reopen.reopen();
+                    self.orders.reload.notify_one();
+                }
+                Some(()) = reopen.recv() => self.reopen.reopen(),
+                Some(()) = upgrade.recv() => tracing::warn!("SIGUSR2 is not in use yet"),
+                else => return Ok(()),
+            }
+        }
+    }
+
+    /// The first signal drains, the second ends.
+    fn stop(&self, name: &str, kind: SignalKind) {
+        self.orders.stop.send_modify(|stop| {
+            if *stop == Stop::No {
+                let patience = self.view.overview.load().config.drain_timeout;
+                tracing::info!("{name}: draining for at most {patience:?}; a second signal ends at once");
+                *stop = Stop::Drain(Some(patience));
+            } else {
+                tracing::warn!("{name}: ending at once");
+                self.forced_by.store(kind.as_raw_value(), Relaxed);
+                *stop = Stop::Now;
+            }
+        });
     }
 }

@@ -1,13 +1,84 @@
-//! The command line: one file per verb.
+//! The command line: one file per verb. Data goes to standard output, talk to standard error; every verb says in its exit
+//! code how it went (README has the list).
 
 pub mod check;
+pub mod client;
+pub mod completions;
 pub mod config_show;
+pub mod health;
+pub mod run;
 pub mod schema;
+pub mod status;
 
 use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// Carries TCP between your clients and services on two clouds, and keeps it moving when one cloud closes.
+#[derive(Debug, Parser)]
+#[command(name = "twinspan", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the proxy in the foreground
+    Run(run::RunArgs),
+    /// Say everything that is wrong with a config file; exit 0 or 78
+    Check(check::Check),
+    /// Show clouds, pools, endpoints and sessions of a running proxy
+    Status(status::StatusArgs),
+    /// Ask a running proxy whether it is alive, or ready; exit 0 or 1
+    Health(health::HealthArgs),
+    /// Print the JSON Schema of the config file
+    Schema(schema::Schema),
+    /// Look at a config file as the proxy does
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Print the config, with every default if asked
+    Show(config_show::ConfigShow),
+}
 
 /// Reads the arguments and does what they say.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    match Cli::parse().verb {
+        Verb::Run(args) => run::run(&args),
+        Verb::Check(check) => check.run(),
+        Verb::Status(args) => status::run(&args),
+        Verb::Health(args) => health::run(&args),
+        Verb::Schema(schema) => schema.run(),
+        Verb::Config(ConfigVerb::Show(show)) => show.run(),
+        Verb::Completions(args) => completions::run(&args, Cli::command()),
+    }
+}
+
+/// Takes as many descriptors as the system allows: a session needs two, and the soft limit is often 1,024.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the descriptor limit stays as it is");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }

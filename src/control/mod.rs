@@ -3,15 +3,24 @@
 //! ever waited for by traffic.
 
 pub mod admin;
+mod compile;
 pub mod discovery;
 pub mod health;
+mod inputs;
 mod journal;
+mod overview;
+mod policy;
+mod reconcile;
+mod reload;
 mod round;
+mod run;
 #[cfg(test)]
 mod testing;
 mod view;
 
 pub use journal::{Event, Journal};
+pub use reload::ReloadError;
+pub use run::{Bindings, Control, Orders, StartError, Stop, bind_all};
 pub use view::{EndpointView, Failover, ListenerView, Overview, PoolView, ReloadOutcome, View};
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -48,8 +57,20 @@ pub enum Change {
     },
 }
 
+/// Changes that may wait for the reconciler; senders wait beyond that.
+const INBOX: usize = 1024;
+
 /// The reconciler's inbox, for everyone who wants a change. Bounded: a sender waits.
 pub type ChangeSender = mpsc::Sender<Change>;
+
+/// The reconciler's end of its inbox.
+pub type ChangeReceiver = mpsc::Receiver<Change>;
+
+/// A new inbox.
+#[must_use]
+pub fn inbox() -> (ChangeSender, ChangeReceiver) {
+    mpsc::channel(INBOX)
+}
 
 /// How long an endpoint's probe took and how it went, for the metrics.
 #[derive(Clone, Copy, Debug)]

@@ -4,15 +4,16 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
+use tracing_appender::non_blocking::ErrorCounter;
 
-use super::{Journal, health::Verdict};
+use super::{Journal, admin::Totals, health::Verdict};
 use crate::{
     config::{self, Config},
     ids::{CloudName, EndpointIdentity, Generation, ListenerName, PoolName},
@@ -34,8 +35,13 @@ pub struct View {
     pub probes: Histogram,
     /// How long compiling a snapshot took.
     pub compiles: Histogram,
+    /// Event lines that found the log queue full; set once logging is set up.
+    pub log_dropped: OnceLock<ErrorCounter>,
+    /// Sums over the endpoints of a pool in a cloud, for the admin API and the metrics page.
+    pub(super) totals: Totals,
     reloads: [AtomicU64; 2],
     last_reload: ArcSwap<Option<ReloadOutcome>>,
+    last_applied: ArcSwap<SystemTime>,
     failovers: Mutex<BTreeMap<Failover, u64>>,
 }
 
@@ -134,15 +140,19 @@ impl View {
     #[must_use]
     pub fn new(shared: Arc<Shared>, config: Arc<Config>) -> Self {
         let empty = Overview { generation: Generation(0), config, listeners: Vec::new(), pools: Vec::new() };
+        let started = SystemTime::now();
         Self {
             shared,
             overview: ArcSwap::from_pointee(empty),
             journal: Journal::default(),
-            started: SystemTime::now(),
+            started,
             probes: Histogram::default(),
             compiles: Histogram::default(),
+            log_dropped: OnceLock::new(),
+            totals: Totals::default(),
             reloads: Default::default(),
             last_reload: ArcSwap::from_pointee(None),
+            last_applied: ArcSwap::from_pointee(started),
             failovers: Mutex::default(),
         }
     }
@@ -152,7 +162,17 @@ impl View {
         if let Some(count) = self.reloads.get(usize::from(error.is_some())) {
             count.fetch_add(1, Relaxed);
         }
-        self.last_reload.store(Arc::new(Some(ReloadOutcome { time: SystemTime::now(), error })));
+        let time = SystemTime::now();
+        if error.is_none() {
+            self.last_applied.store(Arc::new(time));
+        }
+        self.last_reload.store(Arc::new(Some(ReloadOutcome { time, error })));
+    }
+
+    /// When the config in force was applied: by the last good reload, or at the start.
+    #[must_use]
+    pub fn last_applied(&self) -> SystemTime {
+        **self.last_applied.load()
     }
 
     /// Reloads that were applied, and reloads that were refused.

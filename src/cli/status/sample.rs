@@ -1,0 +1,148 @@
+//! A status as a proxy might give it, for tests.
+
+use std::collections::BTreeMap;
+
+use crate::api::{
+    Cloud, CloudShare, CloudWeight, ConnectTimes, EndCount, Endpoint, Event, Listener, Pool, Process, Rates,
+    Reload, Reloads, Sessions, Status,
+};
+
+fn cloud(name: &str, state: &str, up: u64) -> Cloud {
+    let rates = Rates {
+        sessions_per_second: 24.0,
+        to_upstream_per_second: 1.2 * 1_048_576.0,
+        to_client_per_second: 10.1 * 1_048_576.0,
+    };
+    Cloud {
+        name: name.into(),
+        region: Some(format!("{name}-west-1")),
+        egress_usd_per_gb: (name == "aws").then(|| "0.09".into()),
+        state: state.into(),
+        endpoints_up: up,
+        endpoints: 2,
+        sessions_active: 181,
+        sessions_total: 1_234_567,
+        to_upstream: 1,
+        to_client: 1,
+        rates: (up > 0).then_some(rates),
+    }
+}
+
+fn endpoint(address: &str, cloud: &str) -> Endpoint {
+    Endpoint {
+        address: address.into(),
+        host: None,
+        cloud: cloud.into(),
+        region: None,
+        zone: Some(format!("{cloud}-west-1a")),
+        weight: 1,
+        ramp_percent: 100,
+        verdict: "up".into(),
+        reason: "2 good probes".into(),
+        since: "2026-11-22T10:00:00.000Z".into(),
+        for_seconds: 10_920.0,
+        transitions: 0,
+        in_use: true,
+        sessions_active: 90,
+        sessions_total: 617_283,
+        connect_failures: BTreeMap::new(),
+        connect_ms: ConnectTimes { p50: Some(1.8), p99: Some(4.25), usual: Some(2.0) },
+        to_upstream: 1,
+        to_client: 1,
+        rates: Some(Rates { sessions_per_second: 12.0, ..Rates::default() }),
+    }
+}
+
+fn failover_pool() -> Pool {
+    let mut down = endpoint("10.1.12.134:5432", "gcp");
+    down.verdict = "down".into();
+    down.reason = "3 probes failed: connect: connection refused".into();
+    (down.in_use, down.for_seconds, down.transitions, down.rates) = (false, 12.0, 1, None);
+    down.connect_failures = [("refused".to_owned(), 3), ("timed_out".to_owned(), 12_000)].into();
+    down.connect_ms = ConnectTimes::default();
+    let mut back = endpoint("10.0.12.135:5432", "aws");
+    (back.ramp_percent, back.host, back.transitions) = (50, Some("db.internal:5432".into()), 2);
+    Pool {
+        name: "db".into(),
+        policy: "failover".into(),
+        order: vec!["aws".into(), "gcp".into()],
+        weights: Vec::new(),
+        balance: "least-sessions".into(),
+        all_down: None,
+        shares: vec![CloudShare { cloud: "aws".into(), share: 1.0 }],
+        unresolved: Vec::new(),
+        endpoints: vec![endpoint("10.0.12.134:5432", "aws"), back, down],
+    }
+}
+
+fn weighted_pool() -> Pool {
+    let weight = |(cloud, weight): (&str, u32)| CloudWeight { cloud: cloud.into(), weight };
+    Pool {
+        name: "cache".into(),
+        policy: "weighted".into(),
+        order: Vec::new(),
+        weights: [("aws", 3), ("gcp", 1)].map(weight).into(),
+        balance: "round-robin".into(),
+        all_down: Some("refuse".into()),
+        shares: Vec::new(),
+        unresolved: vec!["cache.internal:6379".into()],
+        endpoints: Vec::new(),
+    }
+}
+
+fn listener() -> Listener {
+    let end = |side: &str, cause: &str, count| EndCount {
+        side: side.into(),
+        stage: "relay".into(),
+        cause: cause.into(),
+        count,
+    };
+    Listener {
+        name: "pg".into(),
+        address: "0.0.0.0:5432".into(),
+        pool: "db".into(),
+        accepted: 1_234_999,
+        active: 181,
+        rejected: BTreeMap::new(),
+        accepted_per_second: Some(24.1),
+        ends: vec![
+            end("client", "closed", 1_200_000),
+            end("client", "idle", 2),
+            end("upstream", "reset", 31),
+        ],
+    }
+}
+
+fn process() -> Process {
+    Process {
+        version: "0.1.0".into(),
+        pid: 4711,
+        phase: "ready".into(),
+        generation: 12,
+        started: "2026-11-19T06:00:00.000Z".into(),
+        uptime_seconds: 273_600.0,
+        workers: 2,
+        last_reload: Some(Reload {
+            time: "2026-11-22T09:00:00.000Z".into(),
+            ok: false,
+            error: Some("line 3: unknown key\nline 4: unknown key".into()),
+        }),
+        reloads: Reloads { applied: 3, refused: 1 },
+    }
+}
+
+/// Two clouds, one of them down; a pool of each policy, one of them in trouble.
+pub(super) fn status() -> Status {
+    Status {
+        process: process(),
+        sessions: Sessions { active: 181, accepted: 1_234_999, panicked: 0, log_lines_dropped: 0 },
+        clouds: vec![cloud("aws", "up", 2), cloud("gcp", "down", 0)],
+        pools: vec![failover_pool(), weighted_pool()],
+        listeners: vec![listener()],
+        events: vec![Event {
+            time: "2026-11-22T10:00:00.000Z".into(),
+            generation: 12,
+            text: "endpoint 10.1.12.134:5432 (pool db, cloud gcp) is down".into(),
+        }],
+    }
+}

@@ -1,0 +1,322 @@
+//! The metrics page. Nothing is registered and nothing is counted here: a scrape walks the view and reads the cells, so
+//! that a session costs no label lookup. Families of the process come first and those of single endpoints last: with
+//! more endpoints than the cap allows for, the detail goes and the picture stays.
+
+mod page;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, text},
+    registry::Registry,
+};
+
+use self::page::{Family, Label, Page};
+use super::totals::{Group, Sums};
+use crate::{
+    control::{EndpointView, Overview, View, health::Verdict},
+    state::Phase,
+    telemetry::Cause,
+};
+
+/// The type of the page: without it Prometheus would read an older format, in which a counter has another name.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Series on a page: what a Prometheus with default settings takes without a second thought. Five for each endpoint.
+const SERIES: usize = 20_000;
+
+/// The page of now.
+pub(super) fn page(view: &Arc<View>) -> Result<String, fmt::Error> {
+    written(view, SERIES).map(|(page, _)| page)
+}
+
+fn written(view: &Arc<View>, cap: usize) -> Result<(String, Vec<Family>), fmt::Error> {
+    let scrape = Arc::new(Scrape { view: Arc::clone(view), cap, families: Mutex::default() });
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Arc::clone(&scrape)));
+    let mut page = String::new();
+    text::encode(&mut page, &registry)?;
+    let families = std::mem::take(&mut *scrape.families.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((page, families))
+}
+
+#[derive(Debug)]
+struct Scrape {
+    view: Arc<View>,
+    cap: usize,
+    families: Mutex<Vec<Family>>,
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let view = &*self.view;
+        let overview = view.overview.load_full();
+        let totals = view.totals.read(&overview);
+        // One series is set aside for the count of those that were left out.
+        let mut page = Page::new(encoder, self.cap.saturating_sub(1));
+        process(&mut page, view)?;
+        control(&mut page, view, &overview)?;
+        listeners(&mut page, &overview)?;
+        pools(&mut page, view, &overview)?;
+        groups(&mut page, &totals)?;
+        endpoints(&mut page, &overview)?;
+        let dropped = view.totals.series_dropped.fetch_add(page.dropped, Relaxed) + page.dropped;
+        page.make_room();
+        page.counters(
+            "twinspan_metrics_series_dropped",
+            "Series left out of this page because of its cap.",
+            [],
+            [([], dropped)],
+        )?;
+        *self.families.lock().unwrap_or_else(PoisonError::into_inner) = page.families;
+        Ok(())
+    }
+}
+
+fn process(page: &mut Page<'_>, view: &View) -> fmt::Result {
+    page.info("twinspan_build", "The program.", ["version"], [env!("CARGO_PKG_VERSION").into()])?;
+    let seen = process::read();
+    let gauge = |number: Option<u64>| number.map(|number| ([], number as f64));
+    page.gauges(
+        "process_start_time_seconds",
+        "Start of the process, in seconds since 1970.",
+        [],
+        [([], since_1970(view.started))],
+    )?;
+    page.fraction("process_cpu_seconds", "User and system time.", seen.cpu_seconds)?;
+    page.gauges("process_resident_memory_bytes", "Memory in use.", [], gauge(seen.resident_bytes))?;
+    page.gauges("process_virtual_memory_bytes", "Address space.", [], gauge(seen.virtual_bytes))?;
+    page.gauges("process_threads", "Threads.", [], gauge(seen.threads))?;
+    page.gauges("process_open_fds", "Open descriptors.", [], gauge(seen.open_fds))?;
+    page.gauges("process_max_fds", "Descriptors that may be open.", [], gauge(seen.max_fds))?;
+    let sessions = &view.shared.sessions;
+    let ready = sessions.phase() == Phase::Ready;
+    page.gauges("twinspan_ready", "1 while sessions are accepted.", [], [([], flag(ready))])?;
+    let active = sessions.active() as f64;
+    page.gauges(
+        "twinspan_sessions_active",
+        "Sessions of every listener, old ones included.",
+        [],
+        [([], active)],
+    )?;
+    let count = |count: u64| [([], count)];
+    page.counters(
+        "twinspan_sessions_panicked",
+        "Sessions ended by a bug of this program.",
+        [],
+        count(sessions.panicked()),
+    )?;
+    let lines = view.shared.session_log.dropped();
+    page.counters("twinspan_session_log_dropped", "Session lines that were not written.", [], count(lines))?;
+    let events = view.log_dropped.get().map(|dropped| ([], dropped.dropped_lines() as u64));
+    page.counters("twinspan_log_dropped", "Event lines that were not written.", [], events)?;
+    page.counters(
+        "twinspan_reports_dropped",
+        "Failed connects that the control plane was too busy to be told of; it learns of them by probes.",
+        [],
+        count(view.shared.reports.dropped()),
+    )
+}
+
+fn control(page: &mut Page<'_>, view: &View, overview: &Overview) -> fmt::Result {
+    let generation = overview.generation.0 as f64;
+    page.gauges("twinspan_generation", "The number of the snapshot in force.", [], [([], generation)])?;
+    let (applied, refused) = view.reloads();
+    page.counters(
+        "twinspan_config_reloads",
+        "Reloads of the config: applied, or refused with the old one staying.",
+        ["result"],
+        [(["applied".into()], applied), (["refused".into()], refused)],
+    )?;
+    let refused = view.last_reload().as_ref().as_ref().is_some_and(|outcome| outcome.error.is_some());
+    page.gauges(
+        "twinspan_config_last_reload_successful",
+        "0 when the last reload was refused.",
+        [],
+        [([], flag(!refused))],
+    )?;
+    page.gauges(
+        "twinspan_config_last_reload_success_timestamp_seconds",
+        "When the config in force was applied, in seconds since 1970.",
+        [],
+        [([], since_1970(view.last_applied()))],
+    )?;
+    page.histograms(
+        "twinspan_snapshot_compile_duration_seconds",
+        "Time to compile a snapshot.",
+        [],
+        [([], view.compiles.read())],
+    )?;
+    page.histograms(
+        "twinspan_health_check_duration_seconds",
+        "Time that probes took, good or bad.",
+        [],
+        [([], view.probes.read())],
+    )
+}
+
+fn listeners(page: &mut Page<'_>, overview: &Overview) -> fmt::Result {
+    let cells =
+        || overview.listeners.iter().map(|listener| (&*listener.cell, label(listener.cell.name.as_str())));
+    page.counters(
+        "twinspan_connections_accepted",
+        "Clients accepted.",
+        ["listener", "transport"],
+        cells().map(|(cell, name)| ([name, "tcp".into()], cell.accepted())),
+    )?;
+    page.counters(
+        "twinspan_connections_rejected",
+        "Connections that did not become sessions.",
+        ["listener", "reason"],
+        cells().flat_map(|(cell, name)| {
+            cell.rejected().map(move |(reason, count)| ([name.clone(), reason.as_str().into()], count))
+        }),
+    )?;
+    page.gauges(
+        "twinspan_connections_active",
+        "Sessions now.",
+        ["listener"],
+        cells().map(|(cell, name)| ([name], cell.active() as f64)),
+    )?;
+    page.counters(
+        "twinspan_connections_closed",
+        "Ended sessions, by who ended them, when and why.",
+        ["listener", "side", "stage", "cause"],
+        cells().flat_map(|(cell, name)| {
+            cell.ends().map(move |(end, count)| {
+                let words = [end.side.as_str(), end.stage.as_str(), end.cause.as_str()];
+                let [side, stage, cause] = words.map(label);
+                ([name.clone(), side, stage, cause], count)
+            })
+        }),
+    )?;
+    page.histograms(
+        "twinspan_connection_duration_seconds",
+        "How long sessions lasted.",
+        ["listener"],
+        cells().map(|(cell, name)| ([name], cell.duration.read())),
+    )
+}
+
+fn pools(page: &mut Page<'_>, view: &View, overview: &Overview) -> fmt::Result {
+    let pools = || overview.pools.iter().map(|pool| (pool, label(pool.name.as_str())));
+    page.gauges(
+        "twinspan_pool_all_down",
+        "1 while no endpoint of the pool is up.",
+        ["pool"],
+        pools().map(|(pool, name)| ([name], flag(pool.all_down.is_some()))),
+    )?;
+    page.gauges(
+        "twinspan_pool_unresolved",
+        "Names of the pool that have not been resolved yet.",
+        ["pool"],
+        pools().map(|(pool, name)| ([name], pool.unresolved.len() as f64)),
+    )?;
+    page.gauges(
+        "twinspan_route_weight_ratio",
+        "Share of a cloud in the new sessions of a pool, 0 to 1.",
+        ["pool", "cloud"],
+        pools().flat_map(|(pool, name)| {
+            pool.shares.iter().map(move |(cloud, share)| ([name.clone(), label(cloud.as_str())], *share))
+        }),
+    )?;
+    page.counters(
+        "twinspan_failovers",
+        "How often the new sessions of a pool moved to other clouds.",
+        ["pool", "from", "to"],
+        view.failovers().into_iter().map(|(failover, count)| {
+            let pool = failover.pool.as_str().to_owned().into();
+            ([pool, failover.from.into(), failover.to.into()], count)
+        }),
+    )
+}
+
+fn groups(page: &mut Page<'_>, totals: &BTreeMap<Group, Sums>) -> fmt::Result {
+    let groups =
+        || totals.iter().map(|((pool, cloud), sums)| (label(pool.as_str()), label(cloud.as_str()), sums));
+    page.histograms(
+        "twinspan_upstream_connect_duration_seconds",
+        "Time that successful attempts to connect took.",
+        ["pool", "cloud"],
+        groups().map(|(pool, cloud, sums)| ([pool, cloud], sums.connect.clone())),
+    )?;
+    page.counters(
+        "twinspan_upstream_connect_failures",
+        "Failed attempts to connect.",
+        ["pool", "cloud", "reason"],
+        groups().flat_map(|(pool, cloud, sums)| {
+            let seen = Cause::ALL.into_iter().zip(sums.failures).filter(|(_, count)| *count > 0);
+            seen.map(move |(cause, count)| ([pool.clone(), cloud.clone(), cause.as_str().into()], count))
+        }),
+    )?;
+    page.counters(
+        "twinspan_transferred_bytes",
+        "Bytes relayed.",
+        ["pool", "cloud", "direction"],
+        groups().flat_map(|(pool, cloud, sums)| {
+            [("to_upstream", sums.to_upstream), ("to_client", sums.to_client)]
+                .map(|(direction, count)| ([pool.clone(), cloud.clone(), direction.into()], count))
+        }),
+    )
+}
+
+fn endpoints(page: &mut Page<'_>, overview: &Overview) -> fmt::Result {
+    const LABELS: [&str; 3] = ["pool", "cloud", "endpoint"];
+    let endpoints = || overview.pools.iter().flat_map(|pool| &pool.endpoints);
+    page.gauges(
+        "twinspan_endpoint_healthy",
+        "1 while the verdict is up.",
+        LABELS,
+        endpoints().map(|one| (names(one), flag(one.verdict == Verdict::Up))),
+    )?;
+    page.gauges(
+        "twinspan_endpoint_in_use",
+        "1 while new sessions may be given to it at the first attempt.",
+        LABELS,
+        endpoints().map(|one| (names(one), flag(one.in_use))),
+    )?;
+    page.counters(
+        "twinspan_health_check_transitions",
+        "How often the verdict changed.",
+        LABELS,
+        endpoints().map(|one| (names(one), one.transitions)),
+    )?;
+    page.gauges(
+        "twinspan_upstream_connections_active",
+        "Sessions now, attempts included.",
+        LABELS,
+        endpoints().map(|one| (names(one), one.cell.active() as f64)),
+    )?;
+    page.counters(
+        "twinspan_upstream_connections",
+        "Sessions that connected.",
+        LABELS,
+        endpoints().map(|one| (names(one), one.cell.sessions())),
+    )
+}
+
+fn names(endpoint: &EndpointView) -> [Label<'_>; 3] {
+    let identity = &endpoint.identity;
+    [label(identity.pool.as_str()), label(identity.cloud.as_str()), identity.address.to_string().into()]
+}
+
+fn label(text: &str) -> Label<'_> {
+    text.into()
+}
+
+fn flag(set: bool) -> f64 {
+    if set { 1.0 } else { 0.0 }
+}
+
+fn since_1970(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

@@ -1,0 +1,170 @@
+//! The accept loop: HTTP/1.1 with every resource bounded, so that slow or hostile clients cost little and keep nobody
+//! out. When every place is taken, the oldest connection gives its place to the newest: a request that comes now is
+//! answered within milliseconds, whoever else holds on.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    pin::pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::AdminListener;
+
+/// Pause after a failed `accept`, when descriptors have run out: long enough not to spin, short enough for a probe.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a client may cost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Connections at once: Prometheus, a kubelet and a few people.
+    pub(super) connections: usize,
+    /// Time for the head of a request, also the time that a connection may idle between two.
+    pub(super) head: Duration,
+    /// The longest life of a connection: ends readers that stop reading.
+    pub(super) life: Duration,
+    /// Time for answers under way, at the end of a connection's life and at shutdown.
+    pub(super) finish: Duration,
+}
+
+/// The largest head of a request in bytes.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// The most header fields of a request.
+const HEAD_FIELDS: usize = 64;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            head: Duration::from_secs(10),
+            life: Duration::from_secs(60),
+            finish: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Accepts and serves until `shutdown`.
+pub(super) async fn run(
+    listener: AdminListener,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    match listener {
+        AdminListener::Tcp(listener) => {
+            let listener = TcpListener::from_std(listener)?;
+            let accept = |cx: &mut Context<'_>| listener.poll_accept(cx).map_ok(|(stream, _)| stream);
+            accept_loop(accept, router, limits, shutdown).await;
+        }
+        AdminListener::Unix(socket) => {
+            let listener = UnixListener::from_std(socket.listener)?;
+            let accept = |cx: &mut Context<'_>| listener.poll_accept(cx).map_ok(|(stream, _)| stream);
+            accept_loop(accept, router, limits, shutdown).await;
+            // Removed only now, so that `status` works to the end.
+            drop(socket.file);
+        }
+    }
+    Ok(())
+}
+
+async fn accept_loop<S>(
+    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<S>>,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
+    let mut failing = false;
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = poll_fn(&mut accept) => accepted,
+        };
+        match accepted {
+            Ok(stream) => {
+                failing = false;
+                make_room(&mut oldest_first, limits.connections);
+                let connection = connection(stream, router.clone(), limits, shutdown.clone());
+                oldest_first.push_back(connections.spawn(connection));
+            }
+            // That client is gone; the next one has nothing to do with it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if !failing {
+                    warn!(%error, "the admin or telemetry listener cannot accept; trying again");
+                }
+                failing = true;
+                sleep(PAUSE).await;
+            }
+        }
+    }
+    drop(timeout(limits.finish, async { while connections.join_next().await.is_some() {} }).await);
+}
+
+/// Forgets the connections that have ended, and ends the oldest if there is no place for one more.
+fn make_room(oldest_first: &mut VecDeque<AbortHandle>, places: usize) {
+    if oldest_first.len() < places {
+        return;
+    }
+    oldest_first.retain(|connection| !connection.is_finished());
+    if oldest_first.len() >= places
+        && let Some(oldest) = oldest_first.pop_front()
+    {
+        debug!("every place is taken: the oldest connection is closed");
+        oldest.abort();
+    }
+}
+
+async fn connection<S>(stream: S, router: Router, limits: Limits, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_headers(HEAD_FIELDS)
+        .max_header_size(HEAD_BYTES)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut served = pin!(served);
+    let result = tokio::select! {
+        result = served.as_mut() => Some(result),
+        () = shutdown.cancelled() => None,
+        () = sleep(limits.life) => None,
+    };
+    let result = match result {
+        Some(result) => result,
+        None => {
+            served.as_mut().graceful_shutdown();
+            match timeout(limits.finish, served).await {
+                Ok(result) => result,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "a connection to the admin or telemetry listener failed");
+    }
+}

@@ -1,0 +1,264 @@
+//! What a pool compiles to as endpoints go and come back.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use super::*;
+use crate::{
+    config::{Address, Admin, AdminBind, Config, Log, Policy, SessionLines, Telemetry, defaults},
+    ids::{EndpointKey, ListenerName},
+    net::Bind,
+    state::ListenerCell,
+};
+
+/// A config of one pool `p` behind one listener: (address, cloud) each.
+fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
+    let health = probed.then(|| config::Health {
+        probe: config::Probe::Tcp { send: Vec::new(), expect: Vec::new() },
+        port: None,
+        interval: defaults::PROBE_INTERVAL,
+        fast_interval: defaults::PROBE_FAST_INTERVAL,
+        timeout: defaults::PROBE_TIMEOUT,
+        rise: 2,
+        fall: 3,
+        jitter: 0.1,
+    });
+    Config {
+        workers: Some(1),
+        drain_timeout: defaults::DRAIN_TIMEOUT,
+        log: Log {
+            level: config::Level::Info,
+            format: config::LogFormat::Auto,
+            sessions: SessionLines::All,
+            file: None,
+        },
+        admin: Admin { bind: AdminBind::Off, explicit: true },
+        telemetry: Telemetry { bind: None, explicit: true },
+        clouds: Vec::new(),
+        pools: vec![config::Pool {
+            name: PoolName::from("p"),
+            policy,
+            balance: config::Balance::RoundRobin,
+            when_all_down: WhenAllDown::TryAnyway,
+            connect_timeout: defaults::CONNECT_TIMEOUT,
+            attempts: 4,
+            slow_start: Duration::from_secs(10),
+            health,
+            endpoints: endpoints
+                .iter()
+                .map(|(address, cloud)| config::Endpoint {
+                    address: address.parse().map_or_else(
+                        |_| {
+                            let (host, port) = address.rsplit_once(':').unwrap();
+                            Address::Name { host: host.to_owned(), port: port.parse().unwrap() }
+                        },
+                        Address::Socket,
+                    ),
+                    cloud: CloudName::from(*cloud),
+                    region: None,
+                    zone: None,
+                    weight: 1,
+                })
+                .collect(),
+        }],
+        listeners: vec![config::Listener {
+            name: ListenerName::from("l"),
+            bind: Bind { address: "127.0.0.1:5000".parse().unwrap(), only_v6: false },
+            pool: PoolName::from("p"),
+            idle_timeout: defaults::IDLE_TIMEOUT,
+            half_close_timeout: defaults::HALF_CLOSE_TIMEOUT,
+            max_lifetime: None,
+            backlog: 16,
+            keepalive: defaults::KEEPALIVE,
+            user_timeout: defaults::USER_TIMEOUT,
+        }],
+    }
+}
+
+fn failover() -> Policy {
+    Policy::Failover { order: vec![CloudName::from("aws"), CloudName::from("gcp")] }
+}
+
+const FOUR: [(&str, &str); 4] =
+    [("10.0.0.1:1", "aws"), ("10.0.0.2:1", "aws"), ("10.1.0.1:1", "gcp"), ("10.1.0.2:1", "gcp")];
+
+struct Bed {
+    inputs: Inputs,
+    snapshot: Snapshot,
+    now: Instant,
+    cell: Arc<ListenerCell>,
+}
+
+impl Bed {
+    fn new(config: Config) -> Self {
+        let cell = Arc::new(ListenerCell::new(ListenerName::from("l"), "127.0.0.1:5000".parse().unwrap()));
+        let mut bed = Self {
+            inputs: Inputs::new(Arc::new(config.clone())),
+            snapshot: Snapshot::default(),
+            now: Instant::now(),
+            cell,
+        };
+        bed.configure(config);
+        bed
+    }
+
+    fn configure(&mut self, config: Config) {
+        let open = OpenListener { config: config.listeners[0].clone(), cell: Arc::clone(&self.cell) };
+        self.inputs.configure(Arc::new(config), vec![open], Vec::new());
+        self.compile(&Dirty::All);
+    }
+
+    fn compile(&mut self, dirty: &Dirty) {
+        let generation = self.snapshot.generation.next();
+        self.snapshot = compile(&mut self.inputs, &self.snapshot, dirty, generation, self.now);
+    }
+
+    fn judge(&mut self, address: &str, verdict: Verdict) -> bool {
+        let key = EndpointKey { pool: PoolName::from("p"), address: address.parse().unwrap() };
+        let news = self.inputs.judge(&key, verdict, Arc::from("because"), self.now);
+        self.compile(&Dirty::Pools(HashSet::from([PoolName::from("p")])));
+        news
+    }
+
+    /// Tiers as (cloud, endpoints) each.
+    fn tiers(&self) -> Vec<BTreeMap<String, usize>> {
+        let groups = |tier: &Tier| {
+            tier.groups.iter().map(|group| (group.cloud.to_string(), group.endpoints.len())).collect()
+        };
+        self.snapshot.pools[0].tiers.iter().map(groups).collect()
+    }
+
+    fn weights(&self) -> Vec<u32> {
+        let endpoints = self.snapshot.pools[0].tiers.iter().flat_map(|tier| &tier.groups);
+        endpoints.flat_map(|group| &group.endpoints).map(|endpoint| endpoint.weight).collect()
+    }
+}
+
+fn tier(groups: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    groups.iter().map(|(cloud, count)| ((*cloud).to_owned(), *count)).collect()
+}
+
+#[test]
+fn a_cloud_whose_endpoints_are_down_is_no_tier() {
+    let mut bed = Bed::new(config(failover(), false, &FOUR));
+    assert_eq!(bed.tiers(), [tier(&[("aws", 2)]), tier(&[("gcp", 2)])]);
+    bed.judge("10.0.0.1:1", Verdict::Down);
+    assert_eq!(bed.tiers(), [tier(&[("aws", 1)]), tier(&[("gcp", 2)])]);
+    bed.judge("10.0.0.2:1", Verdict::Down);
+    assert_eq!(bed.tiers(), [tier(&[("gcp", 2)])]);
+}
+
+#[test]
+fn with_everything_down_the_pool_tries_anyway_or_refuses() {
+    let mut bed = Bed::new(config(failover(), true, &FOUR));
+    for (address, _) in FOUR {
+        bed.judge(address, Verdict::Down);
+    }
+    assert_eq!(bed.snapshot.pools[0].all_down, Some(AllDown::TryAnyway));
+    assert_eq!(bed.tiers(), [tier(&[("aws", 2)]), tier(&[("gcp", 2)])]);
+    let mut refusing = config(failover(), true, &FOUR);
+    refusing.pools[0].when_all_down = WhenAllDown::Refuse;
+    bed.configure(refusing);
+    assert_eq!(bed.snapshot.pools[0].all_down, Some(AllDown::Refuse));
+    assert!(bed.tiers().is_empty());
+}
+
+#[test]
+fn an_endpoint_not_probed_yet_is_used_only_while_none_is_up() {
+    let mut bed = Bed::new(config(failover(), true, &FOUR));
+    assert_eq!(bed.snapshot.pools[0].all_down, None);
+    assert_eq!(bed.tiers(), [tier(&[("aws", 2)]), tier(&[("gcp", 2)])]);
+    bed.judge("10.1.0.1:1", Verdict::Up);
+    assert_eq!(bed.tiers(), [tier(&[("gcp", 1)])]);
+}
+
+#[test]
+fn a_weighted_cloud_that_is_down_gives_its_share_to_the_others() {
+    let weights = vec![(CloudName::from("aws"), 90), (CloudName::from("gcp"), 10)];
+    let mut bed = Bed::new(config(Policy::Weighted { weights }, false, &FOUR));
+    let parts = |bed: &Bed| bed.snapshot.pools[0].tiers[0].shares.fractions().collect::<Vec<_>>();
+    assert_eq!(parts(&bed), [0.9, 0.1]);
+    bed.judge("10.0.0.1:1", Verdict::Down);
+    assert_eq!(parts(&bed), [0.9, 0.1], "half a cloud still takes the cloud's share");
+    bed.judge("10.0.0.2:1", Verdict::Down);
+    assert_eq!(parts(&bed), [1.0]);
+}
+
+#[test]
+fn an_endpoint_that_comes_back_starts_slowly() {
+    let mut bed = Bed::new(config(failover(), false, &FOUR));
+    bed.judge("10.0.0.1:1", Verdict::Down);
+    assert!(ramping(&bed.inputs, bed.now).is_none());
+    bed.judge("10.0.0.1:1", Verdict::Up);
+    assert_eq!(bed.weights(), [10, 100, 100, 100]);
+    let start = bed.now;
+    let mut seen = vec![10];
+    while let Some((pools, due)) = ramping(&bed.inputs, bed.now) {
+        assert!(due > bed.now && pools.contains(&PoolName::from("p")));
+        bed.now = due;
+        bed.compile(&Dirty::Pools(pools));
+        seen.push(bed.weights()[0]);
+    }
+    assert_eq!(seen, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 100]);
+    assert_eq!(bed.now - start, Duration::from_secs(10));
+}
+
+#[test]
+fn health_and_counters_survive_a_reload() {
+    let mut bed = Bed::new(config(failover(), true, &FOUR));
+    bed.judge("10.0.0.1:1", Verdict::Down);
+    bed.judge("10.1.0.1:1", Verdict::Up);
+    let cell = Arc::clone(&bed.snapshot.pools[0].tiers[0].groups[0].endpoints[0].cell);
+    cell.begin();
+    let mut turned = FOUR;
+    turned.reverse();
+    let order = vec![CloudName::from("gcp"), CloudName::from("aws")];
+    bed.configure(config(Policy::Failover { order }, true, &turned));
+    assert_eq!(bed.tiers(), [tier(&[("gcp", 1)])]);
+    assert!(Arc::ptr_eq(&bed.snapshot.pools[0].tiers[0].groups[0].endpoints[0].cell, &cell));
+}
+
+#[test]
+fn a_pool_in_which_nothing_changed_is_the_same_object() {
+    let mut two = config(failover(), false, &FOUR);
+    two.pools.push(config::Pool { name: PoolName::from("q"), ..two.pools[0].clone() });
+    let mut bed = Bed::new(two);
+    let before = bed.snapshot.pools.clone();
+    bed.judge("10.0.0.1:1", Verdict::Down);
+    assert!(!Arc::ptr_eq(&before[0], &bed.snapshot.pools[0]));
+    assert!(Arc::ptr_eq(&before[1], &bed.snapshot.pools[1]));
+}
+
+#[test]
+fn a_name_gets_its_addresses_and_keeps_them() {
+    let mut bed = Bed::new(config(failover(), false, &[("db.internal:5432", "aws"), ("10.1.0.1:1", "gcp")]));
+    assert_eq!(bed.tiers(), [tier(&[("gcp", 1)])]);
+    assert_eq!(bed.inputs.unresolved[&PoolName::from("p")], ["db.internal:5432"]);
+    let name = bed.inputs.names().remove(0);
+    let addresses: Vec<SocketAddr> = vec!["10.9.0.1:5432".parse().unwrap(), "10.9.0.2:5432".parse().unwrap()];
+    assert!(bed.inputs.resolve(name.clone(), addresses.clone()));
+    assert!(!bed.inputs.resolve(name, addresses), "the same addresses are no news");
+    bed.compile(&Dirty::All);
+    assert_eq!(bed.tiers(), [tier(&[("aws", 2)]), tier(&[("gcp", 1)])]);
+    let same = config(failover(), false, &[("db.internal:5432", "aws"), ("10.1.0.1:1", "gcp")]);
+    bed.configure(same);
+    assert_eq!(bed.tiers(), [tier(&[("aws", 2)]), tier(&[("gcp", 1)])], "a reload keeps them");
+}
+
+#[test]
+fn a_name_that_points_at_us_is_left_out() {
+    let mut bed =
+        Bed::new(config(failover(), false, &[("loop.internal:5000", "aws"), ("10.1.0.1:1", "gcp")]));
+    let name = bed.inputs.names().remove(0);
+    bed.inputs.resolve(name, vec!["127.0.0.1:5000".parse().unwrap()]);
+    bed.compile(&Dirty::All);
+    assert_eq!(bed.tiers(), [tier(&[("gcp", 1)])]);
+}
+
+#[test]
+fn generations_grow_and_verdicts_that_are_no_news_change_nothing() {
+    let mut bed = Bed::new(config(failover(), false, &FOUR));
+    assert!(!bed.judge("10.0.0.1:1", Verdict::Up));
+    assert!(bed.judge("10.0.0.1:1", Verdict::Down));
+    assert!(!bed.judge("10.0.0.9:1", Verdict::Down), "nobody knows this endpoint");
+    assert_eq!(bed.snapshot.generation, Generation(4));
+}

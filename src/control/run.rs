@@ -1,0 +1,246 @@
+//! The control plane's life: bind everything, start its tasks, publish the first generation, then reload and stop as told.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ChangeReceiver, ChangeSender, View,
+    admin::{self, AdminListener, Kind},
+    discovery::Discovery,
+    health::Health,
+    inputs::OpenListener,
+    reconcile::{Doors, Reconciler},
+    reload::{Bound, Loader, ReloadError, bind},
+};
+use crate::{
+    config::{AdminBind, Config},
+    net,
+    state::{Phase, ReportReceiver, Shared},
+};
+
+/// How long the start waits for names to resolve and for the first probes. Sessions wait in the backlog meanwhile; an
+/// endpoint that is slower than this is used as soon as it answers.
+const FIRST_ROUND: Duration = Duration::from_secs(2);
+
+/// Everything the process listens on, bound before anything else starts, so that a conflict is found at once.
+#[derive(Debug)]
+pub struct Bindings {
+    listeners: Vec<Bound>,
+    admin: Option<AdminListener>,
+    telemetry: Option<AdminListener>,
+}
+
+/// Why the process cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener.
+    #[error(transparent)]
+    Listener(#[from] ReloadError),
+    /// The admin or telemetry address.
+    #[error("cannot bind {address} ({what}): {}", net::bind_hint(.source))]
+    Address {
+        /// `admin` or `telemetry`.
+        what: &'static str,
+        /// As in the config.
+        address: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A thread or a runtime.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+impl StartError {
+    /// True when the kernel did not permit a bind.
+    #[must_use]
+    pub fn is_permission(&self) -> bool {
+        match self {
+            Self::Listener(ReloadError::Bind { source, .. })
+            | Self::Address { source, .. }
+            | Self::Thread(source) => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Listener(_) => false,
+        }
+    }
+}
+
+/// How the process is told to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stop {
+    /// Not yet.
+    #[default]
+    No,
+    /// Let sessions finish, for at most this long; `None`: for as long as they take.
+    Drain(Option<Duration>),
+    /// At once.
+    Now,
+}
+
+/// The orders that the control plane takes.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    /// Read the config again. Orders given while one is carried out become one.
+    pub reload: Arc<Notify>,
+    /// Stop.
+    pub stop: watch::Sender<Stop>,
+}
+
+/// What the control plane works with.
+#[derive(Debug)]
+pub struct Control {
+    /// The bridge.
+    pub shared: Arc<Shared>,
+    /// What it shows of itself.
+    pub view: Arc<View>,
+    /// Rare events from the data plane.
+    pub reports: ReportReceiver,
+    /// The reconciler's inbox, both ends.
+    pub changes: (ChangeSender, ChangeReceiver),
+    /// What is bound.
+    pub bindings: Bindings,
+    /// The first config.
+    pub config: Config,
+    /// Where a reload reads.
+    pub path: Option<PathBuf>,
+    /// What it obeys.
+    pub orders: Orders,
+}
+
+/// Binds what the config names.
+///
+/// # Errors
+/// An address cannot be bound. The default admin and telemetry addresses are given up with a warning instead: two
+/// proxies on one machine need not agree on them.
+pub fn bind_all(config: &Config, workers: usize) -> Result<Bindings, StartError> {
+    let listeners =
+        config.listeners.iter().map(|listener| bind(listener, workers)).collect::<Result<_, _>>()?;
+    let admin = match &config.admin.bind {
+        AdminBind::Off => None,
+        AdminBind::Tcp(address) => {
+            optional("admin", address.to_string(), config.admin.explicit, admin::bind_tcp(*address))?
+        }
+        AdminBind::Unix(path) => {
+            optional("admin", format!("unix:{}", path.display()), true, admin::bind_unix(path))?
+        }
+    };
+    let telemetry = match config.telemetry.bind {
+        None => None,
+        Some(address) => {
+            optional("telemetry", address.to_string(), config.telemetry.explicit, admin::bind_tcp(address))?
+        }
+    };
+    Ok(Bindings { listeners, admin, telemetry })
+}
+
+fn optional(
+    what: &'static str,
+    address: String,
+    explicit: bool,
+    bound: io::Result<AdminListener>,
+) -> Result<Option<AdminListener>, StartError> {
+    match bound {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) if explicit => Err(StartError::Address { what, address, source }),
+        Err(error) => {
+            tracing::warn!(what, address, %error, "the default address is taken: going on without it");
+            Ok(None)
+        }
+    }
+}
+
+impl Control {
+    /// Runs until told to stop and until then done; `ready` is called when sessions are accepted. Returns the number of
+    /// sessions that had to be reset.
+    pub async fn run(self, ready: impl FnOnce()) -> u64 {
+        let Self { shared, view, reports, changes: (changes, inbox), bindings, config, path, orders } = self;
+        let servers = CancellationToken::new();
+        let serving = serve(&view, bindings.admin, bindings.telemetry, &servers);
+        let (configs, new_configs) = mpsc::channel(1);
+        let observer = Arc::clone(&view);
+        let health =
+            Health::start(changes.clone(), move |probe| observer.probes.observe(probe.took), rand::random());
+        let health = Arc::new(health);
+        let discovery = Arc::new(Discovery::start(changes));
+        let doors = Doors {
+            changes: inbox,
+            configs: new_configs,
+            reports,
+            health: Arc::clone(&health),
+            discovery: Arc::clone(&discovery),
+        };
+        let reconciler =
+            Reconciler::new(Arc::clone(&shared), Arc::clone(&view), doors, Arc::new(config.clone()));
+        let reconciling = tokio::spawn(reconciler.run());
+        let mut loader = Loader::new(Arc::clone(&shared), Arc::clone(&view), configs);
+        loader
+            .first(config, bindings.listeners, async {
+                let deadline = Instant::now() + FIRST_ROUND;
+                discovery.first_round(deadline).await;
+                health.first_round(deadline).await;
+            })
+            .await;
+        shared.sessions.advance(Phase::Ready);
+        tracing::info!(generation = %shared.snapshot().generation, listeners = loader.listeners(), "ready");
+        ready();
+        let left = obey(&mut loader, path, &orders, &shared).await;
+        reconciling.abort();
+        servers.cancel();
+        for server in serving {
+            drop(server.await);
+        }
+        left
+    }
+}
+
+fn serve(
+    view: &Arc<View>,
+    admin: Option<AdminListener>,
+    telemetry: Option<AdminListener>,
+    stop: &CancellationToken,
+) -> Vec<tokio::task::JoinHandle<io::Result<()>>> {
+    [(admin, Kind::Admin), (telemetry, Kind::Telemetry)]
+        .into_iter()
+        .filter_map(|(listener, kind)| {
+            Some(tokio::spawn(admin::serve(listener?, Arc::clone(view), kind, stop.clone())))
+        })
+        .collect()
+}
+
+/// Carries out orders until the process has stopped; the number of sessions that had to be reset.
+async fn obey(loader: &mut Loader, path: Option<PathBuf>, orders: &Orders, shared: &Shared) -> u64 {
+    let mut stop = orders.stop.subscribe();
+    let patience = loop {
+        tokio::select! {
+            biased;
+            order = stop.wait_for(|order| *order != Stop::No) => match order.map(|order| *order) {
+                Ok(Stop::Drain(patience)) => break patience,
+                _ => break Some(Duration::ZERO),
+            },
+            () = orders.reload.notified() => loader.reload(path.clone()).await,
+        }
+    };
+    shared.sessions.advance(Phase::Draining);
+    tracing::info!(sessions = shared.sessions.active(), patience = ?patience, "draining: no new sessions");
+    tokio::select! {
+        biased;
+        () = shared.sessions.quiet() => {}
+        _ = stop.wait_for(|order| *order == Stop::Now) => {}
+        () = async { sleep(patience.unwrap_or_default()).await }, if patience.is_some() => {}
+    }
+    let left = shared.sessions.active();
+    shared.sessions.advance(Phase::Stopping);
+    tracing::info!(reset = left, "stopped");
+    left
+}
+
+impl OpenListener {
+    /// A listener with the cell that its sockets were bound for.
+    pub(super) fn of(config: &crate::config::Listener, bound: &Bound) -> Self {
+        Self { config: config.clone(), cell: Arc::clone(&bound.0) }
+    }
+}
