@@ -5,6 +5,7 @@ pub mod check;
 pub mod client;
 pub mod completions;
 pub mod config_show;
+pub mod demo;
 pub mod health;
 pub mod run;
 pub mod schema;
@@ -29,6 +30,8 @@ enum Verb {
     Run(run::RunArgs),
     /// Say everything that is wrong with a config file; exit 0 or 78
     Check(check::Check),
+    /// Lose a cloud and get it back, in one process: needs no file, no root and no network
+    Demo(demo::DemoArgs),
     /// Show clouds, pools, endpoints and sessions of a running proxy
     Status(status::StatusArgs),
     /// Ask a running proxy whether it is alive, or ready; exit 0 or 1
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run(args) => run::run(&args),
         Verb::Check(check) => check.run(),
+        Verb::Demo(args) => demo::run(args),
         Verb::Status(args) => status::run(&args),
         Verb::Health(args) => health::run(&args),
         Verb::Schema(schema) => schema.run(),
