@@ -1,0 +1,80 @@
+//! Config files, put together from a few words.
+
+use std::{fmt::Write as _, net::SocketAddr};
+
+use super::Place;
+
+/// A config file to be. The operator's addresses stand on the test's own place.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    /// Where `status` asks.
+    pub(crate) admin: SocketAddr,
+    /// Where health and metrics are.
+    pub(crate) telemetry: SocketAddr,
+    /// How long a drain may take.
+    pub(crate) drain_timeout: &'static str,
+    /// Pools and listeners.
+    pub(crate) tables: String,
+}
+
+impl Setup {
+    /// A config with these tables.
+    pub(crate) fn new(place: &Place, tables: impl Into<String>) -> Self {
+        Self { admin: place.free(), telemetry: place.free(), drain_timeout: "5s", tables: tables.into() }
+    }
+
+    /// The same with another drain deadline.
+    pub(crate) fn drain_timeout(mut self, timeout: &'static str) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
+    /// The same with other tables: what a reload finds.
+    pub(crate) fn with(&self, tables: impl Into<String>) -> Self {
+        Self { tables: tables.into(), ..self.clone() }
+    }
+
+    /// The file.
+    pub(crate) fn text(&self) -> String {
+        let mut clouds = String::new();
+        for cloud in ["aws", "gcp"] {
+            if self.tables.contains(&format!("cloud = \"{cloud}\"")) {
+                writeln!(clouds, "[cloud.{cloud}]").unwrap();
+            }
+        }
+        format!(
+            r#"version = 1
+workers = 2
+drain_timeout = "{}"
+
+[log]
+level = "info"
+format = "json"
+sessions = "all"
+
+[admin]
+bind = "{}"
+
+[telemetry]
+bind = "{}"
+
+{clouds}
+{}"#,
+            self.drain_timeout, self.admin, self.telemetry, self.tables
+        )
+    }
+}
+
+/// A `[[pool]]`: its settings (keys first, then tables such as `[pool.health.tcp]`) and its endpoints.
+pub(crate) fn pool(name: &str, settings: &str, endpoints: &[(&str, SocketAddr)]) -> String {
+    let mut text = format!("[[pool]]\nname = \"{name}\"\n{settings}\n");
+    for (cloud, address) in endpoints {
+        write!(text, "[[pool.endpoint]]\naddress = \"{address}\"\ncloud = \"{cloud}\"\n").unwrap();
+    }
+    text
+}
+
+/// A `[[listener]]` named `main`, or by its address where there are several.
+pub(crate) fn listener(bind: SocketAddr, pool: &str, settings: &str) -> String {
+    format!("[[listener]]\nname = \"at-{}\"\nbind = \"{bind}\"\npool = \"{pool}\"\n{settings}\n", bind.port())
+}

@@ -1,0 +1,202 @@
+//! Start and end of the process: what it refuses, what it says, how it leaves.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Command,
+    time::Instant,
+};
+
+use crate::harness::{
+    Backend, Ending, Place, Process, Proxy, Setup, binary, connect, eventually, listener, missing, pool,
+    read_out, run, skip, soon,
+};
+
+async fn greet(stream: &mut TcpStream) {
+    stream.write_all(b"!").await.unwrap();
+    soon("an echo", stream.read_exact(&mut [0])).await.unwrap();
+}
+
+fn serving(place: &Place, backend: &Backend) -> (Setup, std::net::SocketAddr) {
+    let bind = place.free();
+    let tables = pool("only", "", &[("aws", backend.address)]) + &listener(bind, "only", "");
+    (Setup::new(place, tables), bind)
+}
+
+#[tokio::test]
+async fn health_and_metrics_answer_as_their_readers_expect() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (setup, bind) = serving(&place, &backend);
+    let proxy = Proxy::start(setup).await;
+    let mut client = connect(bind).await;
+    greet(&mut client).await;
+    assert_eq!(proxy.get("/livez").await.unwrap().0, 200);
+    assert_eq!(proxy.get("/readyz").await.unwrap().0, 200);
+    let (status, page) = proxy.get("/metrics").await.unwrap();
+    assert_eq!(status, 200);
+    assert!(page.ends_with("# EOF\n"), "{page}");
+    assert_eq!(proxy.metric("twinspan_connections_accepted_total", &[]).await, 1);
+    let status = proxy.status().await;
+    assert_eq!(status["listeners"][0]["address"], bind.to_string(), "{status:#}");
+    assert_eq!(status["pools"][0]["endpoints"][0]["verdict"], "up", "{status:#}");
+}
+
+#[tokio::test]
+async fn sigterm_lets_sessions_finish_takes_no_new_ones_and_exits_0() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let place = Place::new();
+        let backend = Backend::echo(&place).await;
+        let (setup, bind) = serving(&place, &backend);
+        let mut proxy = Proxy::start(setup.drain_timeout("60s")).await;
+        let mut client = connect(bind).await;
+        greet(&mut client).await;
+
+        let start = Instant::now();
+        proxy.signal(signal);
+        eventually("not ready", async || (proxy.get("/readyz").await?.0 == 503).then_some(())).await;
+        eventually("refused", async || TcpStream::connect(bind).await.is_err().then_some(())).await;
+        assert_eq!(proxy.get("/livez").await.unwrap().0, 200);
+        greet(&mut client).await;
+        client.shutdown().await.unwrap();
+        assert_eq!(read_out(&mut client).await, (Vec::new(), Ending::Clean));
+        assert_eq!(proxy.end().await.code(), Some(0));
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "waited for the deadline with nothing to wait for"
+        );
+    }
+}
+
+#[tokio::test]
+async fn at_the_drain_deadline_what_is_left_is_reset_and_the_exit_code_is_0() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (setup, bind) = serving(&place, &backend);
+    let mut proxy = Proxy::start(setup.drain_timeout("2s")).await;
+    let mut client = connect(bind).await;
+    greet(&mut client).await;
+    let before = proxy.lines();
+    let start = Instant::now();
+    proxy.signal(Signal::TERM);
+    assert_eq!(read_out(&mut client).await, (Vec::new(), Ending::Reset));
+    assert!(start.elapsed() > Duration::from_millis(1_900), "after {:?}", start.elapsed());
+    assert_eq!(proxy.end().await.code(), Some(0));
+    let line = proxy.session_line(before).await;
+    assert_eq!((&line["side"], &line["cause"]), (&"operator".into(), &"shutdown".into()), "{line}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_drain_at_once() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (setup, bind) = serving(&place, &backend);
+    let mut proxy = Proxy::start(setup.drain_timeout("10m")).await;
+    let mut client = connect(bind).await;
+    greet(&mut client).await;
+    proxy.signal(Signal::TERM);
+    eventually("draining", async || (proxy.get("/readyz").await?.0 == 503).then_some(())).await;
+    greet(&mut client).await;
+    proxy.signal(Signal::TERM);
+    proxy.end().await;
+    assert_eq!(read_out(&mut client).await, (Vec::new(), Ending::Reset));
+}
+
+#[tokio::test]
+async fn a_config_that_cannot_be_served_is_refused_with_every_reason_and_code_78() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (mut setup, bind) = serving(&place, &backend);
+    setup.tables += &format!("\n[[listener]]\nbnid = \"{bind}\"\npool = \"onyl\"\n");
+    let mut proxy = Proxy::launch(setup);
+    assert_eq!(proxy.end().await.code(), Some(78));
+    let said = proxy.said();
+    assert!(said.contains("`bind`"), "no hint in:\n{said}");
+    assert!(said.contains("onyl"), "only the first problem in:\n{said}");
+    assert!(said.contains("twinspan.toml:"), "no place in:\n{said}");
+    let path = proxy.folder().join("twinspan.toml");
+    let checked = run(binary(), &["check".as_ref(), path.as_os_str()]).await;
+    assert_eq!(checked.code, Some(78), "{checked:?}");
+}
+
+#[tokio::test]
+async fn a_config_file_that_is_not_there_is_named_and_the_code_is_78() {
+    let output = run(binary(), &["run", "-c", "/nowhere/twinspan.toml"]).await;
+    assert_eq!(output.code, Some(78), "{output:?}");
+    assert!(output.stderr.contains("/nowhere/twinspan.toml"), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named_and_the_code_is_1() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let tables = pool("only", "", &[("aws", place.free())]) + &listener(backend.address, "only", "");
+    let mut proxy = Proxy::launch(Setup::new(&place, tables));
+    assert_eq!(proxy.end().await.code(), Some(1));
+    assert!(proxy.said().contains(&backend.address.to_string()), "{}", proxy.said());
+}
+
+#[tokio::test]
+async fn a_port_that_takes_more_rights_is_named_and_the_code_is_77() {
+    let name = "a_port_that_takes_more_rights";
+    if let Some(reason) = missing(&["setpriv"]) {
+        return skip(name, &reason);
+    }
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if first.trim().parse::<u16>().unwrap() < 2 {
+        return skip(name, "here everyone may bind every port");
+    }
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let bind = std::net::SocketAddr::new(place.ip(), 1);
+    let tables = pool("only", "", &[("aws", backend.address)]) + &listener(bind, "only", "");
+    // A folder and a binary that an unprivileged user can read.
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let open = |path: &std::path::Path| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    open(folder.path());
+    let config = folder.path().join("twinspan.toml");
+    std::fs::write(&config, Setup::new(&place, tables).text()).unwrap();
+    let program = folder.path().join("twinspan");
+    std::fs::copy(binary(), &program).unwrap();
+    open(&program);
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"])
+            .arg(&program);
+        command
+    } else {
+        Command::new(&program)
+    };
+    command.arg("run").arg("-c").arg(&config);
+    let mut process = Process::start(command);
+    assert_eq!(process.end().await.code(), Some(77), "{}", process.said());
+    assert!(process.said().contains(&bind.to_string()), "{}", process.said());
+}
+
+#[tokio::test]
+async fn asking_a_proxy_that_is_not_there_gives_code_69() {
+    let place = Place::new();
+    let nobody = place.free().to_string();
+    let output = run(binary(), &["status", "--admin", &nobody]).await;
+    assert_eq!(output.code, Some(69), "{output:?}");
+    assert!(output.stderr.contains(&nobody), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_listener_on_port_0_tells_its_real_address() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let bind = std::net::SocketAddr::new(place.ip(), 0);
+    let tables = pool("only", "", &[("aws", backend.address)]) + &listener(bind, "only", "");
+    let proxy = Proxy::start(Setup::new(&place, tables)).await;
+    let status = proxy.status().await;
+    let address = status["listeners"][0]["address"].as_str().unwrap().parse().unwrap();
+    greet(&mut connect(address).await).await;
+}

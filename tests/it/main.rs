@@ -1,0 +1,18 @@
+//! The built binary against real sockets and real software. Each test brings up its own peers and its own proxy on a
+//! loopback address that nobody else uses, so tests run in parallel; a file per capability, a sentence per test.
+//!
+//! `TWINSPAN_BIN` names another binary to try (the release build, in `tests/run`).
+
+#![cfg(test)]
+
+mod examples;
+mod failover;
+mod generations;
+mod harness;
+mod integrity;
+mod lifecycle;
+mod limits;
+mod netns;
+mod peers;
+mod relay;
+mod reload;
