@@ -1,0 +1,227 @@
+//! One scenario against one proxy: warm up, read the books, work, read them again.
+
+use std::{collections::BTreeMap, io, time::Duration};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::{
+    account::{self, Calls},
+    host,
+    load::{self, Churn, Exchange, REQUEST_BYTES, Stream, Tally},
+    proxies::{Proxy, Site},
+    target::Ask,
+};
+
+/// Connections of the request/reply scenarios, and slots of the saturated churn.
+const CONNECTIONS: usize = 64;
+/// Connections of the bulk scenarios.
+const STREAMS: usize = 4;
+/// Requests a second at a fixed rate: some fifth of what one core can do.
+const REQUEST_RATE: u32 = 15_000;
+/// New connections a second at a fixed rate.
+const CONNECTION_RATE: u32 = 2_000;
+/// Slots at a fixed rate: a stall of a quarter of a second keeps its full effect.
+const RATE_SLOTS: usize = 512;
+const BIG_REPLY: u32 = 64 << 10;
+
+/// What is done to a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Scenario {
+    /// 128 B each way on 64 connections, as fast as it goes.
+    Rr,
+    /// The same at 15,000 a second.
+    RrRate,
+    /// 128 B requests, 64 KiB replies, as fast as it goes.
+    Big,
+    /// Bulk from the target, 4 connections.
+    Down,
+    /// Bulk to the target.
+    Up,
+    /// Both at once.
+    Both,
+    /// Connect, one exchange, close; as fast as it goes.
+    Churn,
+    /// The same at 2,000 a second.
+    ChurnRate,
+    /// Thousands of connections that do nothing.
+    Idle,
+    /// System calls, counted by perf.
+    Calls,
+}
+
+/// What comes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Metric {
+    /// Microseconds of proxy CPU a unit; for bulk, milliseconds a GB.
+    Cpu,
+    /// Units a second; for bulk, Gbit/s.
+    Rate,
+    /// Microseconds from the intended start.
+    P50,
+    P90,
+    P99,
+    /// Bytes a session.
+    Pss,
+    Rss,
+    /// kB of the whole proxy.
+    RssStart,
+    RssAfter,
+    /// System calls a request, with one connection.
+    CallsOne,
+    /// System calls a request, with 64 connections.
+    CallsRr,
+    /// System calls a connection.
+    CallsChurn,
+    /// System calls a GB downwards.
+    CallsDown,
+}
+
+/// Figures of one measurement.
+#[derive(Debug, Default)]
+pub(crate) struct Sample {
+    pub(crate) figures: BTreeMap<Metric, f64>,
+    /// Connections that failed.
+    pub(crate) errors: u64,
+    /// Why there are no figures although nothing failed.
+    pub(crate) lacks: Option<&'static str>,
+}
+
+/// How long to work.
+#[derive(Clone, Copy)]
+pub(crate) struct Spans {
+    pub(crate) warm: Duration,
+    pub(crate) work: Duration,
+}
+
+impl Scenario {
+    /// True when bytes are counted.
+    pub(crate) const fn is_bulk(self) -> bool {
+        matches!(self, Self::Down | Self::Up | Self::Both)
+    }
+
+    const fn has_rate(self) -> bool {
+        matches!(self, Self::RrRate | Self::ChurnRate)
+    }
+}
+
+/// Runs `scenario` once. Scenarios that need a proxy give no figures without one.
+pub(crate) fn measure(
+    scenario: Scenario,
+    proxy: &Proxy,
+    site: Site<'_>,
+    spans: Spans,
+) -> anyhow::Result<Sample> {
+    let to = proxy.address;
+    match scenario {
+        Scenario::Rr | Scenario::RrRate | Scenario::Big => {
+            let reply = if scenario == Scenario::Big { BIG_REPLY } else { REQUEST_BYTES };
+            let rate = (scenario == Scenario::RrRate).then_some(REQUEST_RATE);
+            let mut exchange = Exchange::open(to, CONNECTIONS, reply)?;
+            timed(scenario, proxy, spans, |span| exchange.run(span, rate))
+        }
+        Scenario::Down | Scenario::Up | Scenario::Both => {
+            let ask = match scenario {
+                Scenario::Up => Ask::Sink,
+                Scenario::Both => Ask::Both,
+                _ => Ask::Source,
+            };
+            let mut stream = Stream::open(to, STREAMS, ask)?;
+            timed(scenario, proxy, spans, |span| stream.run(span))
+        }
+        Scenario::Churn => {
+            let mut churn = Churn::new(to, CONNECTIONS)?;
+            timed(scenario, proxy, spans, |span| churn.run(span, None))
+        }
+        Scenario::ChurnRate => {
+            let mut churn = Churn::new(to, RATE_SLOTS)?;
+            timed(scenario, proxy, spans, |span| churn.run(span, Some(CONNECTION_RATE)))
+        }
+        Scenario::Idle if proxy.family().is_empty() => Ok(Sample::default()),
+        Scenario::Idle => idle(proxy, site),
+        Scenario::Calls if proxy.family().is_empty() => Ok(Sample::default()),
+        Scenario::Calls => calls(proxy, spans.work),
+    }
+}
+
+fn timed(
+    scenario: Scenario,
+    proxy: &Proxy,
+    spans: Spans,
+    mut work: impl FnMut(Duration) -> io::Result<Tally>,
+) -> anyhow::Result<Sample> {
+    let family = proxy.family();
+    let warm = work(spans.warm)?;
+    let before = if family.is_empty() { None } else { Some(account::cpu(family)?) };
+    let tally = work(spans.work)?;
+    let after = if family.is_empty() { None } else { Some(account::cpu(family)?) };
+    anyhow::ensure!(tally.units > 0, "nothing went through in {:?} ({} errors)", tally.elapsed, tally.errors);
+    let units = tally.units as f64;
+    // ns a byte to ms a GB, ns a unit to us a unit; bytes a second to Gbit/s.
+    let (cpu_scale, rate_scale) = if scenario.is_bulk() { (1e3, 8e-9) } else { (1e-3, 1.0) };
+    let mut figures = BTreeMap::new();
+    if let (Some(before), Some(after)) = (before, after) {
+        figures.insert(Metric::Cpu, after.saturating_sub(before).as_nanos() as f64 / units * cpu_scale);
+    }
+    figures.insert(Metric::Rate, units / tally.elapsed.as_secs_f64() * rate_scale);
+    if scenario.has_rate() {
+        for (metric, quantile) in [(Metric::P50, 0.5), (Metric::P90, 0.9), (Metric::P99, 0.99)] {
+            figures.insert(metric, tally.latency.value_at_quantile(quantile) as f64 / 1e3);
+        }
+    }
+    Ok(Sample { figures, errors: warm.errors + tally.errors, lacks: None })
+}
+
+/// On a process of its own, because an allocator remembers earlier work.
+fn idle(proxy: &Proxy, site: Site<'_>) -> anyhow::Result<Sample> {
+    let fresh = Proxy::start(proxy.kind, site)?;
+    let family = fresh.family();
+    let (start, descriptors) = (account::memory(family)?, account::descriptors(family));
+    let mut held = Vec::new();
+    for number in 0..site.sessions {
+        anyhow::ensure!(!host::interrupted(), "interrupted");
+        held.push(load::exchange_once(fresh.address).with_context(|| format!("session {number}"))?);
+    }
+    let full = account::memory(family)?;
+    drop(held);
+    let closed =
+        host::eventually(Duration::from_secs(20), || Ok(account::descriptors(family) <= descriptors))?;
+    anyhow::ensure!(closed, "{} descriptors did not go", account::descriptors(family));
+    let after = account::memory(family)?;
+    let each = |full: u64, start: u64| full.saturating_sub(start) as f64 / site.sessions as f64;
+    let figures = BTreeMap::from([
+        (Metric::Pss, each(full.pss, start.pss)),
+        (Metric::Rss, each(full.rss, start.rss)),
+        (Metric::RssStart, start.rss as f64 / 1024.0),
+        (Metric::RssAfter, after.rss as f64 / 1024.0),
+    ]);
+    Ok(Sample { figures, ..Sample::default() })
+}
+
+/// Counts only: tracing slows the proxy down.
+fn calls(proxy: &Proxy, span: Duration) -> anyhow::Result<Sample> {
+    let mut sample = Sample::default();
+    let mut count = |metric, work: &mut dyn FnMut() -> io::Result<Tally>, scale: f64| {
+        let Some(calls) = Calls::start(proxy.family())? else {
+            sample.lacks = Some("no figures: perf is not here or may not trace");
+            return Ok(());
+        };
+        let tally = work()?;
+        let calls = calls.finish()?;
+        anyhow::ensure!(tally.units > 0, "nothing went through while counting calls");
+        sample.errors += tally.errors;
+        sample.figures.insert(metric, calls as f64 / tally.units as f64 * scale);
+        Ok(())
+    };
+    let mut one = Exchange::open(proxy.address, 1, REQUEST_BYTES)?;
+    count(Metric::CallsOne, &mut || one.run(span, None), 1.0)?;
+    let mut many = Exchange::open(proxy.address, CONNECTIONS, REQUEST_BYTES)?;
+    count(Metric::CallsRr, &mut || many.run(span, None), 1.0)?;
+    let mut churn = Churn::new(proxy.address, CONNECTIONS)?;
+    count(Metric::CallsChurn, &mut || churn.run(span, None), 1.0)?;
+    let mut stream = Stream::open(proxy.address, STREAMS, Ask::Source)?;
+    count(Metric::CallsDown, &mut || stream.run(span), 1e9)?;
+    Ok(sample)
+}

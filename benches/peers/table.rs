@@ -1,0 +1,274 @@
+//! The figures as Markdown: medians, best values, and ratios between measurements of the same round.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use serde::Serialize;
+
+use crate::{
+    host::Machine,
+    measure::{Metric, Scenario},
+};
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Reading {
+    pub(crate) round: u32,
+    pub(crate) proxy: &'static str,
+    pub(crate) scenario: Scenario,
+    pub(crate) metric: Metric,
+    pub(crate) value: f64,
+}
+
+/// Everything that was found out.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    /// Proxies in the order of the rows, with what each says of its version.
+    pub(crate) proxies: Vec<(&'static str, Option<String>)>,
+    /// Whose ratios to the others are shown.
+    pub(crate) subject: &'static str,
+    pub(crate) rounds: u32,
+    pub(crate) seconds: f64,
+    pub(crate) idle_sessions: u64,
+    pub(crate) readings: Vec<Reading>,
+    /// What went wrong or was left out.
+    pub(crate) notes: Vec<String>,
+    /// Measurements that failed.
+    pub(crate) failures: u32,
+}
+
+struct Column(&'static str, Scenario, Metric);
+
+struct Section {
+    title: &'static str,
+    columns: &'static [Column],
+    /// Part of the table of ratios.
+    compared: bool,
+}
+
+const SECTIONS: [Section; 6] = [
+    Section {
+        title: "CPU per unit of work (microseconds of proxy CPU; lower is better)",
+        columns: &[
+            Column("rr, saturated", Scenario::Rr, Metric::Cpu),
+            Column("rr, 15,000/s", Scenario::RrRate, Metric::Cpu),
+            Column("64 KiB replies", Scenario::Big, Metric::Cpu),
+            Column("churn, saturated", Scenario::Churn, Metric::Cpu),
+            Column("churn, 2,000/s", Scenario::ChurnRate, Metric::Cpu),
+        ],
+        compared: true,
+    },
+    Section {
+        title: "Bulk, 4 connections (milliseconds of proxy CPU per GB, lower is better; Gbit/s, higher is better)",
+        columns: &[
+            Column("down ms/GB", Scenario::Down, Metric::Cpu),
+            Column("up ms/GB", Scenario::Up, Metric::Cpu),
+            Column("both ms/GB", Scenario::Both, Metric::Cpu),
+            Column("down Gbit/s", Scenario::Down, Metric::Rate),
+            Column("up Gbit/s", Scenario::Up, Metric::Rate),
+            Column("both Gbit/s", Scenario::Both, Metric::Rate),
+        ],
+        compared: true,
+    },
+    Section {
+        title: "Rates at saturation (higher is better)",
+        columns: &[
+            Column("rr requests/s", Scenario::Rr, Metric::Rate),
+            Column("64 KiB replies/s", Scenario::Big, Metric::Rate),
+            Column("churn connections/s", Scenario::Churn, Metric::Rate),
+        ],
+        compared: true,
+    },
+    Section {
+        title: "Latency from the intended send time, microseconds (rr 15,000/s; churn 2,000/s)",
+        columns: &[
+            Column("rr p50", Scenario::RrRate, Metric::P50),
+            Column("rr p90", Scenario::RrRate, Metric::P90),
+            Column("rr p99", Scenario::RrRate, Metric::P99),
+            Column("churn p50", Scenario::ChurnRate, Metric::P50),
+            Column("churn p99", Scenario::ChurnRate, Metric::P99),
+        ],
+        compared: true,
+    },
+    Section {
+        title: "Idle sessions (user memory; bytes a session, whole proxy in kB)",
+        columns: &[
+            Column("PSS/session", Scenario::Idle, Metric::Pss),
+            Column("RSS/session", Scenario::Idle, Metric::Rss),
+            Column("RSS at start kB", Scenario::Idle, Metric::RssStart),
+            Column("RSS after all closed kB", Scenario::Idle, Metric::RssAfter),
+        ],
+        compared: true,
+    },
+    Section {
+        title: "System calls of the proxy per unit of work (counts of one run)",
+        columns: &[
+            Column("request, 1 connection", Scenario::Calls, Metric::CallsOne),
+            Column("request, 64 connections", Scenario::Calls, Metric::CallsRr),
+            Column("connection (churn)", Scenario::Calls, Metric::CallsChurn),
+            Column("GB, down", Scenario::Calls, Metric::CallsDown),
+        ],
+        compared: false,
+    },
+];
+
+impl Report {
+    pub(crate) fn markdown(&self) -> String {
+        let mut out = self.preamble();
+        for section in &SECTIONS {
+            let rows: Vec<_> = self
+                .proxies
+                .iter()
+                .map(|(proxy, _)| {
+                    let cells = section.columns.iter().map(|column| self.cell(proxy, column)).collect();
+                    ((*proxy).to_owned(), cells)
+                })
+                .collect();
+            let heads: Vec<_> = section.columns.iter().map(|column| column.0).collect();
+            table(&mut out, section.title, "proxy", &heads, &rows);
+        }
+        self.ratios(&mut out);
+        if !self.notes.is_empty() {
+            out.push_str("\nNotes:\n\n");
+            for note in &self.notes {
+                line(&mut out, format_args!("- {note}"));
+            }
+        }
+        out
+    }
+
+    fn preamble(&self) -> String {
+        let mut out = String::new();
+        let machine = &self.machine;
+        let place = if machine.namespace { "a network namespace of its own" } else { "the host's network" };
+        line(
+            &mut out,
+            format_args!(
+                "Measured {}: Linux {}, {} x {}; loopback in {place}, congestion control {}; load average {} \
+                 before and {} after (the run itself is 1 to 2).",
+                machine.date,
+                machine.kernel,
+                machine.cpus,
+                machine.cpu,
+                machine.congestion_control,
+                machine.load_average_before,
+                machine.load_average_after,
+            ),
+        );
+        line(
+            &mut out,
+            format_args!(
+                "{} interleaved rounds of {} s each; {} idle sessions. Cells: median (best; n).\n",
+                self.rounds, self.seconds, self.idle_sessions
+            ),
+        );
+        for (proxy, version) in &self.proxies {
+            if let Some(version) = version {
+                line(&mut out, format_args!("- {proxy}: {version}"));
+            }
+        }
+        out
+    }
+
+    /// Values by round.
+    fn values(&self, proxy: &str, column: &Column) -> BTreeMap<u32, f64> {
+        let wanted = |reading: &&Reading| {
+            reading.proxy == proxy && reading.scenario == column.1 && reading.metric == column.2
+        };
+        self.readings.iter().filter(wanted).map(|reading| (reading.round, reading.value)).collect()
+    }
+
+    fn cell(&self, proxy: &str, column: &Column) -> Option<String> {
+        let values: Vec<f64> = self.values(proxy, column).into_values().collect();
+        let best = if column.2 == Metric::Rate {
+            values.iter().copied().reduce(f64::max)?
+        } else {
+            values.iter().copied().reduce(f64::min)?
+        };
+        let n = values.len();
+        Some(format!("{} ({}; {n})", number(median(values)?), number(best)))
+    }
+
+    fn ratios(&self, out: &mut String) {
+        let names = || self.proxies.iter().map(|(proxy, _)| *proxy);
+        let others: Vec<_> = names().filter(|name| *name != self.subject && *name != "direct").collect();
+        if others.is_empty() || !names().any(|name| name == self.subject) {
+            return;
+        }
+        let compared = SECTIONS.iter().filter(|section| section.compared).flat_map(|section| section.columns);
+        let rows: Vec<_> = compared
+            .map(|column| {
+                let cells = others.iter().map(|other| self.ratio(other, column)).collect::<Vec<_>>();
+                (title(column), cells)
+            })
+            .filter(|(_, cells)| cells.iter().any(Option::is_some))
+            .collect();
+        let heads: Vec<_> = others.iter().map(|other| format!("to {other}")).collect();
+        let heads: Vec<_> = heads.iter().map(String::as_str).collect();
+        let heading = format!("{}: ratio to the others (median of the rounds' ratios; n)", self.subject);
+        table(out, &heading, "figure", &heads, &rows);
+    }
+
+    /// Rounds lie minutes apart and the machine has faster and slower minutes: only figures of one round are compared.
+    fn ratio(&self, other: &str, column: &Column) -> Option<String> {
+        let others = self.values(other, column);
+        let paired = self.values(self.subject, column).into_iter().filter_map(|(round, value)| {
+            let other = others.get(&round).copied().filter(|other| *other > 0.0)?;
+            Some(value / other)
+        });
+        let ratios: Vec<f64> = paired.collect();
+        let n = ratios.len();
+        Some(format!("{:.2} ({n})", median(ratios)?))
+    }
+}
+
+fn title(column: &Column) -> String {
+    match column {
+        Column(title, scenario, Metric::Cpu) if !scenario.is_bulk() => format!("{title}, CPU"),
+        Column(title, ..) => (*title).to_owned(),
+    }
+}
+
+fn table(out: &mut String, title: &str, first: &str, heads: &[&str], rows: &[(String, Vec<Option<String>>)]) {
+    if rows.iter().all(|(_, cells)| cells.iter().all(Option::is_none)) {
+        return;
+    }
+    line(out, format_args!("\n### {title}\n"));
+    line(out, format_args!("| {first} | {} |", heads.join(" | ")));
+    line(out, format_args!("|---|{}", "---|".repeat(heads.len())));
+    for (name, cells) in rows {
+        let cells: Vec<_> = cells.iter().map(|cell| cell.as_deref().unwrap_or("-")).collect();
+        line(out, format_args!("| {name} | {} |", cells.join(" | ")));
+    }
+}
+
+fn line(out: &mut String, line: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "{line}");
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let upper = values.get(values.len() / 2)?;
+    let lower = values.get((values.len() - 1) / 2)?;
+    Some(lower.midpoint(*upper))
+}
+
+/// Three digits that count, and thousands apart.
+fn number(value: f64) -> String {
+    match value {
+        value if value < 10.0 => format!("{value:.2}"),
+        value if value < 100.0 => format!("{value:.1}"),
+        value => {
+            let digits = format!("{value:.0}");
+            let mut out = String::new();
+            for (place, digit) in digits.chars().enumerate() {
+                if place > 0 && (digits.len() - place).is_multiple_of(3) {
+                    out.push(',');
+                }
+                out.push(digit);
+            }
+            out
+        }
+    }
+}
