@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::harness::{
     Backend, Ending, Place, Process, Proxy, Setup, binary, connect, eventually, listener, missing, pool,
-    read_out, run, skip, soon,
+    read_out, run, skip, skip_on_this_machine, soon,
 };
 
 async fn greet(stream: &mut TcpStream) {
@@ -147,7 +147,7 @@ async fn a_port_that_takes_more_rights_is_named_and_the_code_is_77() {
     }
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
     if first.trim().parse::<u16>().unwrap() < 2 {
-        return skip(name, "here everyone may bind every port");
+        return skip_on_this_machine(name, "here everyone may bind every port");
     }
     let place = Place::new();
     let backend = Backend::echo(&place).await;

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::AsFd,
     process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -13,13 +14,14 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime::Builder,
     task::JoinSet,
     time::Instant,
 };
 
 use crate::harness::{
     Backend, Dice, Ending, Load, Pattern, Proxy, Setup, ask, connect, eventually_within, listener, missing,
-    pool, read_out, skip, soon,
+    pool, read_out, skip, skip_on_this_machine, soon,
 };
 
 const AWS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
@@ -33,31 +35,36 @@ struct Net {
 }
 
 impl Net {
-    /// Makes one and moves this thread into it; threads and processes that it starts are there too.
-    fn enter(test: &str) -> Option<Self> {
-        let reason = missing(&["ip", "iptables"])
-            .or_else(|| (!rustix::process::geteuid().is_root()).then(|| "needs root".to_owned()));
-        if let Some(reason) = reason {
+    /// Makes one, unless this machine forbids it.
+    fn new(test: &str) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if let Some(reason) = missing(&["ip", "iptables"]) {
             skip(test, &reason);
             return None;
         }
-        let name = format!("twinspan-{}-{}", std::process::id(), test.len());
-        if let Err(error) = command(&["ip", "netns", "add", &name]) {
-            skip(test, &format!("no network namespaces here: {error}"));
+        if !rustix::process::geteuid().is_root() {
+            skip_on_this_machine(test, "needs root");
             return None;
         }
-        let net = Self { name };
-        let namespace = File::open(format!("/run/netns/{}", net.name)).unwrap();
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-        command(&["ip", "link", "set", "lo", "up"]).unwrap();
-        Some(net)
+        let name = format!("twinspan-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        if let Err(error) = command(&["ip", "netns", "add", &name]) {
+            skip_on_this_machine(test, &format!("no network namespaces: {error}"));
+            return None;
+        }
+        Some(Self { name })
     }
 
-    /// Runs a test in here.
-    fn run(&self, test: impl Future<Output = ()>) {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(test);
+    /// Runs a test in here: on a thread of its own, as threads and processes that it starts are then here too.
+    fn run(&self, test: impl AsyncFnOnce() + Send) {
+        let inside = || {
+            let namespace = File::open(format!("/run/netns/{}", self.name)).unwrap();
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            command(&["ip", "link", "set", "lo", "up"]).unwrap();
+            let mut runtime = Builder::new_multi_thread();
+            runtime.worker_threads(2).enable_all().build().unwrap().block_on(test());
+        };
+        let ended = std::thread::scope(|scope| scope.spawn(inside).join());
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
 }
 
@@ -115,8 +122,8 @@ const PROBES: &str = "[pool.health.tcp]\ninterval = \"500ms\"\nfast_interval = \
 
 #[test]
 fn a_cloud_that_swallows_packets_loses_no_new_session_and_its_old_ones_live_on_when_it_is_back() {
-    let Some(net) = Net::enter("a_cloud_that_swallows_packets") else { return };
-    net.run(async {
+    let Some(net) = Net::new("a_cloud_that_swallows_packets") else { return };
+    net.run(async || {
         let aws = upstream(AWS, "aws1").await;
         let gcp = upstream(GCP, "gcp1").await;
         let settings = format!(
@@ -170,8 +177,8 @@ fn a_cloud_that_swallows_packets_loses_no_new_session_and_its_old_ones_live_on_w
 
 #[test]
 fn a_peer_that_dies_silently_is_found_by_unacknowledged_bytes_and_by_keepalive() {
-    let Some(net) = Net::enter("a_peer_that_dies_silently") else { return };
-    net.run(async {
+    let Some(net) = Net::new("a_peer_that_dies_silently") else { return };
+    net.run(async || {
         let aws = upstream(AWS, "aws1").await;
         // Short, and apart from each other: the one with bytes under way ends by the user timeout, the silent one by
         // keepalive.
@@ -202,8 +209,8 @@ fn a_peer_that_dies_silently_is_found_by_unacknowledged_bytes_and_by_keepalive()
 
 #[test]
 fn three_percent_loss_changes_no_byte_and_marks_nothing_down() {
-    let Some(net) = Net::enter("three_percent_loss") else { return };
-    net.run(async {
+    let Some(net) = Net::new("three_percent_loss") else { return };
+    net.run(async || {
         let play = |stream: TcpStream| async move {
             let mut stream = stream;
             let mut seed = [0; 8];
@@ -264,8 +271,8 @@ fn size(seed: u64) -> (u64, u64) {
 
 #[test]
 fn a_cloud_that_rejects_costs_a_session_nothing_but_another_attempt() {
-    let Some(net) = Net::enter("a_cloud_that_rejects") else { return };
-    net.run(async {
+    let Some(net) = Net::new("a_cloud_that_rejects") else { return };
+    net.run(async || {
         let aws = upstream(AWS, "aws1").await;
         let gcp = upstream(GCP, "gcp1").await;
         let settings = "policy = \"failover\"\norder = [\"aws\", \"gcp\"]";

@@ -121,26 +121,27 @@ async fn named(mut stream: TcpStream, name: &'static str) {
     }
 }
 
-/// An upstream that never answers a handshake: its queue of connections is full and nobody takes them out. It stays
-/// so for as long as what is returned lives.
-pub(crate) async fn hold_full(place: &Place) -> (SocketAddr, impl Drop + use<>) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::new(place.ip(), 0).into()).unwrap();
-    socket.listen(0).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let mut held = Vec::new();
-    // A queue of length 0 holds one connection; once a second one stays unanswered, none is answered.
-    while let Ok(stream) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
-        held.push(stream.unwrap());
-    }
-    (address, Held { _socket: socket, _held: held })
-}
-
-struct Held {
+/// An upstream that never answers a handshake: its queue of connections is full and nobody takes them out.
+#[derive(Debug)]
+pub(crate) struct Full {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
     _socket: Socket,
     _held: Vec<TcpStream>,
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {}
+impl Full {
+    /// It stays so for as long as this lives.
+    pub(crate) async fn hold(place: &Place) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(place.ip(), 0).into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut held = Vec::new();
+        // A queue of length 0 holds one connection; once a handshake stays unanswered, all do.
+        while let Ok(stream) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+            held.push(stream.unwrap());
+        }
+        Self { address, _socket: socket, _held: held }
+    }
 }
