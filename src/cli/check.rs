@@ -55,9 +55,9 @@ pub fn run(path: &Path, json: bool) -> ExitCode {
     let loaded = outcome.as_ref().ok();
     if json {
         let mut object = report.to_json();
-        object["ok"] = json!(loaded.is_some());
-        if let Some(loaded) = loaded {
-            object["counts"] = counts_json(&loaded.config);
+        if let Some(fields) = object.as_object_mut() {
+            fields.insert("ok".to_owned(), json!(loaded.is_some()));
+            fields.extend(loaded.map(|loaded| ("counts".to_owned(), counts_json(&loaded.config))));
         }
         return print(&format!("{object:#}\n"), code);
     }
