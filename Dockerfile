@@ -1,8 +1,9 @@
 # syntax=docker/dockerfile:1
 # The configuration goes to /etc/twinspan/twinspan.toml; ports below 1024 need
 # `--sysctl net.ipv4.ip_unprivileged_port_start=0` or CAP_NET_BIND_SERVICE.
-ARG BUILD_IMAGE=docker.io/library/rust:1.95-bookworm
-ARG FINAL_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+# Any final image with glibc 2.36 or later will do; a distroless one (cc, nonroot) has no shell and is a third of the size.
+ARG BUILD_IMAGE=rust:1.95-bookworm
+ARG FINAL_IMAGE=debian:bookworm-slim
 
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
