@@ -26,6 +26,9 @@ const CAPACITY: usize = 16_384;
 /// How long a line may wait before it is written; batching saves a wake-up a session.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How far the writing thread stands back behind the workers.
+const NICENESS: i32 = 10;
+
 /// The longest batch handed to the output at once, in bytes.
 const BATCH: usize = 64 * 1024;
 
@@ -186,6 +189,9 @@ struct Writer<W> {
 
 impl<W: Write> Writer<W> {
     fn run(&mut self) {
+        // Formatting a batch takes a CPU that sessions may be waiting for: they go first. On Linux this is the thread's
+        // own niceness; where it is refused, nothing is lost but that.
+        rustix::process::setpriority_process(None, NICENESS).unwrap_or_default();
         loop {
             // Read before the queue is drained: whatever was queued before the stop is then written.
             let stopping = self.stop.load(Relaxed);
