@@ -52,7 +52,7 @@ fn choice(criterion: &mut Criterion) {
     group.bench_function("lighter", |bencher| {
         bencher.iter(|| {
             let bits = draw.next();
-            let load = |active: u64| Load { active: active & 0xfff, latency: 1, weight: 3 };
+            let load = |active: u64| Load { cost: active & 0xfff, weight: 3 };
             lighter(black_box(load(bits)), black_box(load(bits >> 12)))
         });
     });

@@ -40,21 +40,18 @@ impl Balance {
 /// The load of an endpoint, for a choice between two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
-    /// Sessions now.
-    pub active: u64,
-    /// Usual connect time in nanoseconds; 1 where it does not count.
-    pub latency: u64,
+    /// What it carries: sessions, or sessions times connect time.
+    pub cost: u64,
     /// Weight, at least 1.
     pub weight: u32,
 }
 
-/// True when `a` carries less than `b`, weight considered: (active + 1) x latency / weight, without the division.
+/// True when `a` carries less than `b` for its weight. Two that carry nothing are equal: then the draw by weight decides,
+/// or a heavier endpoint would get everything while there is little to do.
 #[must_use]
 pub fn lighter(a: Load, b: Load) -> bool {
-    let cost = |x: Load, other: Load| {
-        u128::from(x.active + 1) * u128::from(x.latency.max(1)) * u128::from(other.weight.max(1))
-    };
-    cost(a, b) < cost(b, a)
+    let scaled = |x: Load, other: Load| u128::from(x.cost) * u128::from(other.weight.max(1));
+    scaled(a, b) < scaled(b, a)
 }
 
 #[cfg(test)]
@@ -62,14 +59,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lighter_load_counts_sessions_per_weight() {
-        let load = |active, weight| Load { active, latency: 1, weight };
+    fn the_lighter_load_counts_cost_per_weight() {
+        let load = |cost, weight| Load { cost, weight };
         assert!(lighter(load(1, 1), load(2, 1)));
         assert!(!lighter(load(1, 1), load(1, 1)));
-        assert!(lighter(load(3, 10), load(1, 1)), "4/10 is less than 2/1");
-        assert!(lighter(
-            Load { active: 5, latency: 2, weight: 1 },
-            Load { active: 0, latency: 30, weight: 1 }
-        ));
+        assert!(lighter(load(3, 10), load(1, 1)), "3/10 is less than 1/1");
+        assert!(!lighter(load(0, 3), load(0, 1)) && !lighter(load(0, 1), load(0, 3)));
     }
 }

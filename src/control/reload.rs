@@ -170,7 +170,6 @@ fn options(listener: &config::Listener, address: std::net::SocketAddr) -> Listen
         bind: Bind { address, ..listener.bind },
         backlog: listener.backlog,
         keepalive: listener.keepalive,
-        user_timeout: listener.user_timeout,
     }
 }
 

@@ -7,6 +7,9 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Keepalive, listen::keepalive as tcp_keepalive};
 
+/// The lowest port that the kernel dials from (`ip_local_port_range`, as it comes).
+const EPHEMERAL: u16 = 32_768;
+
 /// Connects to `address`, without Nagle's algorithm. The caller sets the deadline, and calls [`guard`] on a connection that
 /// lasts: most sessions are over before keepalive could matter, and need not pay for setting it.
 ///
@@ -15,16 +18,18 @@ use super::{Keepalive, listen::keepalive as tcp_keepalive};
 pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    TcpSocket::from_std_stream(socket.into()).connect(address).await
+    let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
+    // Where nobody listens on a port from which this machine dials, a connect can meet itself (simultaneous open).
+    if address.ip().is_loopback() && address.port() >= EPHEMERAL && stream.local_addr()? == address {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(stream)
 }
 
-/// Has the kernel end the connection when its peer dies silently: keepalive while it is idle, TCP_USER_TIMEOUT while bytes
-/// are unacknowledged.
-pub fn guard(stream: &TcpStream, keepalive: Keepalive, user_timeout: Duration) {
-    let socket = SockRef::from(stream);
+/// Has the kernel ask a silent peer whether it is there.
+pub fn guard(stream: &TcpStream, keepalive: Keepalive) {
     // Fails only on a socket that is gone already.
-    drop(socket.set_tcp_keepalive(&tcp_keepalive(keepalive)));
-    drop(socket.set_tcp_user_timeout(Some(user_timeout)));
+    drop(SockRef::from(stream).set_tcp_keepalive(&tcp_keepalive(keepalive)));
 }
 
 /// Makes the coming close of `stream` a reset: what was not yet sent is dropped, and the peer learns of the loss.
@@ -41,19 +46,22 @@ pub fn end_of_stream(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).shutdown(std::net::Shutdown::Write)
 }
 
-/// Bytes written to `stream` that its peer has not acknowledged yet.
-///
-/// # Errors
-/// What the kernel said.
-pub fn unsent(stream: &TcpStream) -> io::Result<usize> {
-    crate::sys::unsent(stream)
+/// Bytes written to `stream` that its peer may still acknowledge: none on a connection that is over.
+#[must_use]
+pub fn waiting(stream: &TcpStream) -> usize {
+    match crate::sys::unsent(stream) {
+        Ok(bytes) if bytes > 0 && !crate::sys::progress(stream).is_ok_and(|peer| peer.closed) => bytes,
+        _ => 0,
+    }
 }
 
 /// What a peer with unacknowledged bytes is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stall {
-    /// Nothing is unacknowledged, or the kernel's own timeout watches it.
+    /// Nothing is unacknowledged.
     None,
+    /// Bytes are on their way to it.
+    Flight,
     /// It answers, and reads nothing: its window is closed.
     Reader,
     /// It has answered nothing for `user_timeout`.
@@ -66,7 +74,7 @@ pub enum Stall {
 /// probe and merely does not read (tcp_probe_timer in net/ipv4/tcp_timer.c), such as a database client in a pager.
 #[must_use]
 pub fn stall(stream: &TcpStream, user_timeout: Duration) -> Stall {
-    if !crate::sys::unsent(stream).is_ok_and(|bytes| bytes > 0) {
+    if waiting(stream) == 0 {
         return Stall::None;
     }
     match crate::sys::progress(stream) {
@@ -74,7 +82,7 @@ pub fn stall(stream: &TcpStream, user_timeout: Duration) -> Stall {
             Stall::Dead
         }
         Ok(peer) if peer.window_closed => Stall::Reader,
-        _ => Stall::None,
+        _ => Stall::Flight,
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::AsFd,
-    time::Duration,
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -20,8 +19,6 @@ pub struct Listen {
     pub backlog: u32,
     /// Inherited by accepted sockets.
     pub keepalive: Keepalive,
-    /// Inherited by accepted sockets.
-    pub user_timeout: Duration,
 }
 
 /// Binds `count` sockets to one address, for as many workers (SO_REUSEPORT when more than one).
@@ -87,9 +84,10 @@ fn bind(options: &Listen, address: SocketAddr, reuse_port: bool) -> io::Result<S
 }
 
 fn inherited(socket: &Socket, options: &Listen) -> io::Result<()> {
+    // Not TCP_USER_TIMEOUT: while it is set, the first unanswered keepalive probe ends a connection, whatever their count
+    // (tcp_keepalive_timer in net/ipv4/tcp_timer.c). The relay sets it while bytes are on their way.
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive(options.keepalive))?;
-    socket.set_tcp_user_timeout(Some(options.user_timeout))
+    socket.set_tcp_keepalive(&keepalive(options.keepalive))
 }
 
 pub(super) fn keepalive(keepalive: Keepalive) -> TcpKeepalive {
@@ -105,6 +103,8 @@ fn backlog(options: &Listen) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn options(address: &str) -> Listen {
@@ -116,7 +116,6 @@ mod tests {
                 interval: Duration::from_secs(10),
                 count: 3,
             },
-            user_timeout: Duration::from_secs(30),
         }
     }
 
@@ -148,7 +147,7 @@ mod tests {
         assert!(accepted.tcp_nodelay().unwrap());
         assert!(accepted.keepalive().unwrap());
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
-        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+        assert!(accepted.tcp_user_timeout().unwrap().is_none_or(|timeout| timeout.is_zero()));
         drop(client);
     }
 

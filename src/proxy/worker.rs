@@ -5,7 +5,7 @@ use std::{io, sync::Arc, thread, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -35,9 +35,11 @@ impl Worker {
         shared: Arc<Shared>,
         commands: mpsc::Receiver<SocketCommand>,
     ) -> io::Result<Self> {
+        // Seen from here on: the process may be told to stop before this thread first runs.
+        let phases = shared.sessions.watch();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            runtime.block_on(run(shared, commands));
+            runtime.block_on(run(shared, phases, commands));
             // Whatever is left ends here, on this thread; the sessions' books close as their tasks are dropped.
             drop(runtime);
         })?;
@@ -52,14 +54,20 @@ impl Worker {
     }
 }
 
-async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<SocketCommand>) {
+async fn run(
+    shared: Arc<Shared>,
+    mut phases: watch::Receiver<Phase>,
+    mut commands: mpsc::Receiver<SocketCommand>,
+) {
     let mut open: Vec<Open> = Vec::new();
-    let mut phases = shared.sessions.watch();
     let mut trim = interval(TRIM);
     trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = trim.tick() => relay::trim(),
+            _ = trim.tick() => {
+                relay::trim();
+                listener::renew_limit();
+            }
             command = commands.recv() => match command {
                 Some(command) => obey(command, &mut open, &shared),
                 None => return,

@@ -12,6 +12,8 @@ use std::{
 pub struct Progress {
     /// True when the peer's receive window is closed: it is alive and does not read.
     pub window_closed: bool,
+    /// True when the connection is over on this side too: reset, or given up.
+    pub closed: bool,
     /// Probes that the peer has left unanswered in a row.
     pub unanswered: u8,
     /// Time since the last acknowledgement came.
@@ -50,7 +52,15 @@ struct TcpInfo {
     snd_wnd: u32,
 }
 
+/// `TCP_CLOSE` of include/net/tcp_states.h.
+const CLOSE: u8 = 7;
+
 impl TcpInfo {
+    /// `tcpi_state`: byte 0.
+    const fn state(&self) -> u8 {
+        self.state_to_options[0]
+    }
+
     /// `tcpi_probes`: byte 3.
     const fn probes(&self) -> u8 {
         self.state_to_options[3]
@@ -90,6 +100,7 @@ pub fn progress(socket: impl AsFd) -> io::Result<Progress> {
     }
     Ok(Progress {
         window_closed: info.snd_wnd == 0,
+        closed: info.state() == CLOSE,
         unanswered: info.probes(),
         last_ack: Duration::from_millis(u64::from(info.last_ack_recv())),
     })

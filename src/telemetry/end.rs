@@ -153,7 +153,9 @@ impl Cause {
     pub fn of(error: &io::Error) -> Self {
         use io::ErrorKind as Kind;
         match error.kind() {
-            Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted => Self::Reset,
+            Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted | Kind::NotConnected => {
+                Self::Reset
+            }
             Kind::ConnectionRefused => Self::Refused,
             Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => Self::Unreachable,
             Kind::TimedOut => Self::TimedOut,
@@ -242,6 +244,15 @@ mod tests {
         assert_eq!(places.len(), End::COUNT);
         assert_eq!(places.last(), Some(&(End::COUNT - 1)));
         assert!(End::all().enumerate().all(|(place, end)| end.index() == place));
+    }
+
+    #[test]
+    fn a_socket_that_is_gone_was_reset() {
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::NotConnected] {
+            assert_eq!(Cause::of(&kind.into()), Cause::Reset);
+        }
+        assert_eq!(Cause::of(&io::Error::from_raw_os_error(libc::EMFILE)), Cause::Exhausted);
+        assert_eq!(Cause::of(&io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)), Cause::Exhausted);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::net;
 const BUFFER: usize = 16 * 1024;
 
 /// Bytes that one direction moves before it lets others run.
-const TURN: usize = 1024 * 1024;
+const TURN: usize = 256 * 1024;
 
 /// Small transfers in a row after which splice no longer pays.
 const SMALL_IN_A_ROW: u8 = 4;
@@ -206,8 +206,8 @@ impl Flow {
     /// One splice from the source into an empty pipe. Returns the bytes taken.
     fn splice(&mut self, source: &TcpStream, small: u8) -> Result<usize, Broken> {
         let Some(mut pipe) = splice::take() else {
-            // Descriptors or pipe memory ran out. Copying needs neither.
-            self.mode = Mode::Copy;
+            // Descriptors or pipe memory ran out. Copying needs neither, and asking again each time would cost more.
+            self.mode = Mode::CopyOnly;
             return Ok(0);
         };
         // The pipe is empty here, so "would block" can only mean that the socket is.
@@ -218,11 +218,16 @@ impl Flow {
             splice::give_back(pipe);
         }
         match taken {
-            Ok(0) => self.end = Progress::Flushing,
+            // Nothing more, or an urgent mark, at which splice(2) stops and says the same. A plain read steps over the
+            // mark, and only its word is taken for an end.
+            Ok(0) => {
+                self.mode = Mode::Copy;
+                self.poked = true;
+            }
             Ok(BUFFER..) => self.mode = Mode::Splice(0),
             Ok(_) if small + 1 < SMALL_IN_A_ROW => self.mode = Mode::Splice(small + 1),
             Ok(_) => self.mode = Mode::Copy,
-            Err(ref error) if is_passing(error) => {}
+            Err(ref error) if is_passing(error) => self.poked = true,
             Err(ref error) if splice::is_refused(error) => self.mode = Mode::CopyOnly,
             Err(error) => return Err(Broken::Source(error)),
         }

@@ -24,7 +24,7 @@ use tokio::{
 pub(super) use self::splice::trim;
 use self::{
     flow::{Broken, Flow},
-    watch::Watch,
+    watch::{Look, Watch},
 };
 use super::session::Moved;
 use crate::{
@@ -59,6 +59,8 @@ pub(super) async fn relay(
         resets: None,
         first_end: None,
         last_moved: now,
+        acknowledged: 0,
+        waiting: false,
         dies: limits.lifetime.map(|lifetime| now + lifetime),
         watch: Watch::new(now, limits),
     };
@@ -83,6 +85,10 @@ struct Relay<'a> {
     /// Who ended its direction first.
     first_end: Option<Side>,
     last_moved: Instant,
+    /// Bytes that the peers had acknowledged when they were last counted.
+    acknowledged: u64,
+    /// Bytes that are here already waited for a peer when it was last looked.
+    waiting: bool,
     dies: Option<Instant>,
     watch: Watch,
 }
@@ -96,7 +102,15 @@ enum State {
     /// One direction has ended.
     HalfClosed,
     /// One side is dead: what it sent before goes to the other side, which is then reset.
-    Aborting { dead: Side, end: End, deadline: Instant, look: Option<(Instant, Duration)> },
+    Aborting {
+        dead: Side,
+        end: End,
+        deadline: Instant,
+        /// When to look next whether the last bytes have arrived, and the pause before that.
+        look: Option<(Instant, Duration)>,
+        /// Bytes that had not arrived when it was last looked.
+        left: Option<usize>,
+    },
 }
 
 impl<'a> Relay<'a> {
@@ -139,7 +153,10 @@ impl<'a> Relay<'a> {
             return self.broken(Side::Upstream, &broken, context);
         }
         match (up.is_ready(), down.is_ready()) {
-            (true, true) => return Poll::Ready(End::closed(self.first_end.unwrap_or(Side::Client))),
+            (true, true) => {
+                self.watch.leave(self.client, self.upstream);
+                return Poll::Ready(End::closed(self.first_end.unwrap_or(Side::Client)));
+            }
             (true, false) => self.half_closed(Side::Client),
             (false, true) => self.half_closed(Side::Upstream),
             (false, false) => {}
@@ -193,13 +210,14 @@ impl<'a> Relay<'a> {
     fn die(&mut self, dead: Side, end: End, context: &mut Context<'_>) -> Poll<End> {
         // A slow client may take as long for its last bytes as a living one may stay silent.
         let patience = if dead == Side::Client { CLIENT_GONE } else { self.limits.user_timeout };
-        self.state = State::Aborting { dead, end, deadline: Instant::now() + patience, look: None };
+        self.state =
+            State::Aborting { dead, end, deadline: Instant::now() + patience, look: None, left: None };
         self.abort(context)
     }
 
     /// Delivers what the dead side had sent, then ends the session; the caller resets the survivor.
     fn abort(&mut self, context: &mut Context<'_>) -> Poll<End> {
-        let State::Aborting { dead, end, deadline, look } = &mut self.state else {
+        let State::Aborting { dead, end, deadline, look, left } = &mut self.state else {
             return Poll::Pending;
         };
         let (flow, source, sink) = match dead {
@@ -217,9 +235,15 @@ impl<'a> Relay<'a> {
         }
         // With SO_LINGER 0 the kernel drops what its peer has not acknowledged, so that is waited for.
         let now = Instant::now();
-        if now >= *deadline || !net::unsent(sink).is_ok_and(|bytes| bytes > 0) {
+        let waiting = net::waiting(sink);
+        if now >= *deadline || waiting == 0 {
             return Poll::Ready(*end);
         }
+        if *dead == Side::Upstream && *left != Some(waiting) {
+            // A slow client is served for as long as it reads.
+            *deadline = now + self.limits.user_timeout;
+        }
+        *left = Some(waiting);
         let pause = look.map_or(LOOK_FIRST, |(_, pause)| (pause * 2).min(LOOK_MOST));
         if look.is_none_or(|(at, _)| now >= at) {
             *look = Some((now + pause, pause));
@@ -229,12 +253,19 @@ impl<'a> Relay<'a> {
 
     /// When something is due at the latest.
     fn deadline(&self) -> Instant {
-        let silent = match self.state {
-            State::Open => self.last_moved + self.limits.idle,
-            State::HalfClosed => self.last_moved + self.limits.half_closed.min(self.limits.idle),
-            State::Aborting { deadline, look, .. } => look.map_or(deadline, |(at, _)| at.min(deadline)),
+        let (due, look) = match self.state {
+            State::Open | State::HalfClosed => (self.last_moved + self.silence(), self.watch.due()),
+            State::Aborting { deadline, look, .. } => (deadline, look.map(|(at, _)| at)),
         };
-        [self.dies, self.watch.due()].into_iter().flatten().fold(silent, Instant::min)
+        [self.dies, look].into_iter().flatten().fold(due, Instant::min)
+    }
+
+    /// How long nothing may move. What waits for a slow reader is not silence of the other side.
+    fn silence(&self) -> Duration {
+        match self.state {
+            State::HalfClosed if !self.waiting => self.limits.half_closed.min(self.limits.idle),
+            _ => self.limits.idle,
+        }
     }
 
     /// What a deadline that has come means.
@@ -243,25 +274,47 @@ impl<'a> Relay<'a> {
         if self.dies.is_some_and(|at| now >= at) {
             return end(Side::Proxy, Cause::Lifetime);
         }
-        match self.state {
-            State::Aborting { end, deadline, .. } => return (now >= deadline).then_some(end),
-            State::Open if now >= self.last_moved + self.limits.idle => {
-                return end(Side::Client, Cause::Idle);
-            }
-            State::HalfClosed if now >= self.last_moved + self.limits.half_closed.min(self.limits.idle) => {
-                // The side that has not ended is the silent one.
-                let silent = if self.first_end == Some(Side::Client) { Side::Upstream } else { Side::Client };
-                return end(silent, Cause::HalfClosed);
-            }
-            State::Open | State::HalfClosed => {}
+        if let State::Aborting { end, deadline, .. } = self.state {
+            return (now >= deadline).then_some(end);
         }
         if self.watch.is_due(now) {
             self.to_upstream.poke();
             self.to_client.poke();
-            let dead = self.watch.look(now, self.limits, self.client, self.upstream)?;
-            return end(dead, Cause::TimedOut);
+            match self.watch.look(now, self.limits, self.client, self.upstream) {
+                Look::Dead(side) => return end(side, Cause::TimedOut),
+                Look::Waiting => self.count(now),
+                Look::Quiet if self.waiting => self.count(now),
+                Look::Quiet => {}
+            }
         }
-        None
+        if now < self.last_moved + self.silence() {
+            return None;
+        }
+        self.count(now);
+        if now < self.last_moved + self.silence() {
+            return None;
+        }
+        match self.state {
+            State::HalfClosed if !self.waiting => {
+                // The side that has not ended is the silent one.
+                let silent = if self.first_end == Some(Side::Client) { Side::Upstream } else { Side::Client };
+                end(silent, Cause::HalfClosed)
+            }
+            _ => end(Side::Client, Cause::Idle),
+        }
+    }
+
+    /// Counts what the peers have acknowledged: bytes that leave the kernel's buffers are movement too.
+    fn count(&mut self, now: Instant) {
+        let left = net::waiting(self.client) + net::waiting(self.upstream);
+        let waited = self.waiting;
+        self.waiting = left > 0 || self.to_upstream.is_stalled() || self.to_client.is_stalled();
+        let (to_upstream, to_client) = self.moved();
+        let acknowledged = (to_upstream + to_client).saturating_sub(left as u64);
+        if (self.waiting || waited) && acknowledged > self.acknowledged {
+            self.last_moved = now;
+        }
+        self.acknowledged = acknowledged;
     }
 
     const fn moved(&self) -> (u64, u64) {

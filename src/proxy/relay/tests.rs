@@ -445,3 +445,150 @@ async fn random_sessions_are_byte_exact() {
 async fn random_small_sessions_are_byte_exact() {
     random_sessions(500, 40_000).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_urgent_byte_in_a_bulk_transfer_ends_nothing_and_holds_nothing_up() {
+    for pause in [false, true] {
+        let mut limits = LIMITS;
+        limits.user_timeout = Duration::from_secs(3);
+        let mut bed = bed(limits);
+        let relay = blocking(move || {
+            let bulk = bytes(2_000_000, 11);
+            let sent = bulk.clone();
+            let mut client = bed.client;
+            let writer = thread::spawn(move || {
+                client.write_all(&sent).unwrap();
+                if pause {
+                    // Longer than the watch looks: nobody else will read on.
+                    let until = Instant::now() + Duration::from_millis(2500);
+                    while Instant::now() < until {
+                        thread::park_timeout(Duration::from_millis(100));
+                    }
+                }
+                socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
+                client.write_all(&[7; 5000]).unwrap();
+                client.shutdown(Shutdown::Write).unwrap();
+                client
+            });
+            let mut got = Vec::new();
+            bed.upstream.read_to_end(&mut got).unwrap();
+            assert_eq!(got.len(), 2_005_000);
+            assert!(got.starts_with(&bulk) && got.ends_with(&[7; 5000]));
+            drop(bed.upstream);
+            drop(writer.join());
+            bed.relay
+        })
+        .await;
+        assert!(relay.await.unwrap().0.is_clean());
+    }
+}
+
+fn cpu_of_this_thread() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(now).unwrap()
+}
+
+#[tokio::test]
+async fn waiting_for_a_reader_whose_endpoint_is_dead_costs_no_cpu() {
+    let mut limits = LIMITS;
+    limits.user_timeout = Duration::from_secs(3);
+    let Bed { client, upstream, relay } = bed(limits);
+    let filler = tokio::task::spawn_blocking(move || {
+        upstream.set_nonblocking(true).unwrap();
+        let chunk = bytes(65_536, 12);
+        let until = Instant::now() + Duration::from_millis(800);
+        while Instant::now() < until {
+            if (&upstream).write(&chunk).is_err() {
+                thread::park_timeout(Duration::from_millis(5));
+            }
+        }
+        reset(upstream);
+    });
+    filler.await.unwrap();
+    let before = cpu_of_this_thread();
+    // The client reads nothing: the session ends when patience does.
+    let (end, _) = relay.await.unwrap();
+    assert_eq!((end.side, end.cause), (Side::Upstream, Cause::Reset));
+    let used = cpu_of_this_thread() - before;
+    assert!(used < Duration::from_millis(500), "{used:?} of CPU for waiting");
+    drop(client);
+}
+
+/// Reads everything at about `rate` bytes a second; the bytes, and how it ended.
+fn read_slowly(stream: &mut StdStream, rate: usize) -> (usize, std::io::Result<()>) {
+    let mut buffer = vec![0; rate / 20];
+    let mut got = 0;
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return (got, Ok(())),
+            Ok(read) => got += read,
+            Err(error) => return (got, Err(error)),
+        }
+        thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_gets_the_whole_answer_however_short_the_half_close_timeout() {
+    let mut limits = LIMITS;
+    limits.half_closed = Duration::from_secs(1);
+    limits.user_timeout = Duration::from_secs(3);
+    let mut bed = bed(limits);
+    let relay = blocking(move || {
+        bed.upstream.write_all(&bytes(2_500_000, 13)).unwrap();
+        bed.upstream.shutdown(Shutdown::Write).unwrap();
+        let (got, end) = read_slowly(&mut bed.client, 600_000);
+        assert_eq!(got, 2_500_000);
+        end.unwrap();
+        drop((bed.client, bed.upstream));
+        bed.relay
+    })
+    .await;
+    assert!(relay.await.unwrap().0.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_gets_the_whole_answer_of_an_endpoint_that_was_reset() {
+    let mut limits = LIMITS;
+    limits.user_timeout = Duration::from_secs(1);
+    let mut bed = bed(limits);
+    let relay = blocking(move || {
+        bed.client.write_all(b"question").unwrap();
+        bed.upstream.write_all(&bytes(1_500_000, 14)).unwrap();
+        while crate::sys::unsent(&bed.upstream).unwrap() > 0 {
+            thread::yield_now();
+        }
+        // With the question unread the kernel resets.
+        drop(bed.upstream);
+        let (got, end) = read_slowly(&mut bed.client, 400_000);
+        assert_eq!(got, 1_500_000);
+        assert!(end.is_err(), "an abort must not look like a clean end");
+        bed.relay
+    })
+    .await;
+    assert_eq!(relay.await.unwrap().0.cause, Cause::Reset);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_both_sides_are_reset_the_session_is_over_at_once() {
+    let bed = bed(LIMITS);
+    let relay = blocking(move || {
+        let chunk = bytes(65_536, 15);
+        for stream in [&bed.client, &bed.upstream] {
+            stream.set_nonblocking(true).unwrap();
+        }
+        let until = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < until {
+            let written = (&bed.upstream).write(&chunk).is_ok() | (&bed.client).write(&chunk).is_ok();
+            if !written {
+                thread::park_timeout(Duration::from_millis(5));
+            }
+        }
+        reset(bed.upstream);
+        reset(bed.client);
+        bed.relay
+    })
+    .await;
+    let end = tokio::time::timeout(Duration::from_secs(10), relay).await.unwrap().unwrap().0;
+    assert_eq!(end.cause, Cause::Reset);
+}

@@ -1,6 +1,7 @@
 //! Watches over unacknowledged bytes. TCP_USER_TIMEOUT ends silent deaths, but would also end a living peer that does not
-//! read; for as long as one does not, the timeout is lifted and its answers to window probes are watched instead. The
-//! client's socket has its options from the listener; the upstream one gets them here, once the session has lasted.
+//! read, and an idle one at its first lost keepalive probe. So it is set only while bytes are on their way; while a peer's
+//! window is closed, its answers to window probes are watched instead. The client's socket has its keepalive from the
+//! listener; the upstream one gets it here, once the session has lasted.
 
 use std::time::Duration;
 
@@ -12,23 +13,36 @@ use crate::{
     telemetry::Side,
 };
 
-/// A session that has lasted this long gets its upstream connection guarded, at the latest.
-const LASTS: Duration = Duration::from_secs(10);
+/// The longest time between movement and the look that follows it. A session that has lasted this long gets its upstream
+/// connection guarded.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What is known of the two sides.
 #[derive(Debug)]
 pub(super) struct Watch {
     due: Option<Instant>,
     guarded: bool,
-    client_lifted: bool,
-    upstream_lifted: bool,
+    /// TCP_USER_TIMEOUT is set on this side's socket.
+    client: bool,
+    upstream: bool,
+}
+
+/// What a look has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Nothing is unacknowledged.
+    Quiet,
+    /// Something is.
+    Waiting,
+    /// This side is dead.
+    Dead(Side),
 }
 
 impl Watch {
     /// A watch over a session that begins now.
     pub(super) fn new(now: Instant, limits: &SessionLimits) -> Self {
-        let due = LASTS.min(limits.user_timeout / 3).min(limits.keepalive.idle);
-        Self { due: Some(now + due), guarded: false, client_lifted: false, upstream_lifted: false }
+        let due = now + pause(limits).min(limits.keepalive.idle);
+        Self { due: Some(due), guarded: false, client: false, upstream: false }
     }
 
     /// When the next look is due.
@@ -36,10 +50,10 @@ impl Watch {
         self.due
     }
 
-    /// Bytes were moved: a look is due before the kernel's timeout could strike.
+    /// Bytes were moved: a look is due.
     pub(super) fn moved(&mut self, now: Instant, limits: &SessionLimits) {
         if self.due.is_none() {
-            self.due = Some(now + limits.user_timeout / 3);
+            self.due = Some(now + pause(limits));
         }
     }
 
@@ -48,43 +62,50 @@ impl Watch {
         self.due.is_some_and(|due| now >= due)
     }
 
-    /// Looks at both sides. The side that is dead, if one is.
+    /// Looks at both sides.
     pub(super) fn look(
         &mut self,
         now: Instant,
         limits: &SessionLimits,
         client: &TcpStream,
         upstream: &TcpStream,
-    ) -> Option<Side> {
+    ) -> Look {
         if !self.guarded {
-            net::guard(upstream, limits.keepalive, limits.user_timeout);
+            net::guard(upstream, limits.keepalive);
             self.guarded = true;
         }
-        let mut waiting = false;
-        for (side, stream, lifted) in [
-            (Side::Client, client, &mut self.client_lifted),
-            (Side::Upstream, upstream, &mut self.upstream_lifted),
-        ] {
-            match net::stall(stream, limits.user_timeout) {
-                Stall::Dead => return Some(side),
-                Stall::Reader => {
-                    if !*lifted {
-                        net::set_user_timeout(stream, None);
-                        *lifted = true;
-                    }
-                    waiting = true;
-                }
-                Stall::None => {
-                    if *lifted {
-                        net::set_user_timeout(stream, Some(limits.user_timeout));
-                        *lifted = false;
-                    }
-                    waiting |= net::unsent(stream).is_ok_and(|bytes| bytes > 0);
-                }
+        let mut seen = Look::Quiet;
+        for (side, stream, armed) in
+            [(Side::Client, client, &mut self.client), (Side::Upstream, upstream, &mut self.upstream)]
+        {
+            let stall = net::stall(stream, limits.user_timeout);
+            if stall == Stall::Dead {
+                return Look::Dead(side);
+            }
+            let flight = stall == Stall::Flight;
+            if flight != *armed {
+                net::set_user_timeout(stream, flight.then_some(limits.user_timeout));
+                *armed = flight;
+            }
+            if stall != Stall::None {
+                seen = Look::Waiting;
             }
         }
         // Nothing in flight: nothing to watch until bytes move again.
-        self.due = waiting.then(|| now + limits.user_timeout / 3);
-        None
+        self.due = (seen == Look::Waiting).then(|| now + pause(limits));
+        seen
     }
+
+    /// Leaves what is still on its way to the kernel, which is to deliver it however long the peer pauses.
+    pub(super) fn leave(&self, client: &TcpStream, upstream: &TcpStream) {
+        for (stream, armed) in [(client, self.client), (upstream, self.upstream)] {
+            if armed {
+                net::set_user_timeout(stream, None);
+            }
+        }
+    }
+}
+
+fn pause(limits: &SessionLimits) -> Duration {
+    LOOK.min(limits.user_timeout / 3)
 }

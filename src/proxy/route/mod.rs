@@ -89,15 +89,16 @@ fn another(shares: &Shares, first: usize, rng: &mut impl Rng) -> usize {
 
 fn better(balance: Balance, endpoints: &[Arc<Endpoint>], first: usize, second: usize) -> usize {
     let load = |place: usize| {
-        endpoints.get(place).map(|endpoint| Load {
-            active: endpoint.cell.active(),
-            latency: match balance {
+        endpoints.get(place).map(|endpoint| {
+            let active = endpoint.cell.active();
+            let cost = match balance {
                 Balance::LeastLatency => {
-                    u64::try_from(endpoint.cell.connect_ewma().as_nanos()).unwrap_or(u64::MAX)
+                    let usual = u64::try_from(endpoint.cell.connect_ewma().as_nanos()).unwrap_or(u64::MAX);
+                    usual.saturating_mul(active + 1)
                 }
-                _ => 1,
-            },
-            weight: endpoint.weight,
+                _ => active,
+            };
+            Load { cost, weight: endpoint.weight }
         })
     };
     match (load(first), load(second)) {

@@ -192,3 +192,22 @@ fn an_empty_pool_offers_nothing() {
     let pool = pool(Balance::LeastSessions, &[]);
     assert!(choose(&pool, &Facts { client: client(1), tried: &[] }, &mut rng()).is_none());
 }
+
+#[test]
+fn with_nothing_to_do_the_weights_decide() {
+    let mut pool = pool(Balance::LeastSessions, &[&[("aws", 1, 2)]]);
+    let group = &mut pool.tiers[0].groups[0];
+    for (endpoint, weight) in group.endpoints.iter_mut().zip([3, 1]) {
+        Arc::get_mut(endpoint).unwrap().weight = weight;
+    }
+    group.shares = Shares::new([3, 1]);
+    let heavy = group.endpoints[0].address();
+    let mut rng = rng();
+    let count = (0..4000)
+        .filter(|n| {
+            let facts = Facts { client: client(*n), tried: &[] };
+            choose(&pool, &facts, &mut rng).unwrap().address() == heavy
+        })
+        .count();
+    assert!((2800..3200).contains(&count), "{count} of 4000");
+}
