@@ -1,7 +1,14 @@
 //! The accept loop of one listener on one worker. It never stops and never spins: a bad connection is skipped, and when
 //! descriptors or memory run out it pauses, while the kernel keeps new clients waiting.
 
-use std::{cell::Cell, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
@@ -43,6 +50,18 @@ thread_local! {
     static LIMIT: Cell<u64> = const { Cell::new(u64::MAX) };
 }
 
+/// When it was last said that something ran out, by any worker.
+static LAST_LINE: Mutex<Option<Instant>> = Mutex::new(None);
+
+fn a_line_is_due() -> bool {
+    let mut last = LAST_LINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let due = last.is_none_or(|at| at.elapsed() >= LINE_EVERY);
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
+}
+
 /// Takes note of the descriptor limit, which may change while the process runs.
 pub(super) fn renew_limit() {
     LIMIT.set(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
@@ -55,7 +74,6 @@ pub(super) async fn accept(
     shared: Arc<Shared>,
     stop: CancellationToken,
 ) {
-    let mut last_line: Option<Instant> = None;
     let mut stopped = pin!(stop.cancelled());
     loop {
         let accepted = tokio::select! {
@@ -67,8 +85,7 @@ pub(super) async fn accept(
             Ok((client, address)) => begin(client, address, &cell, &shared),
             Err(error) if is_shortage(&error) => {
                 cell.reject(Rejection::Exhausted);
-                if last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
-                    last_line = Some(Instant::now());
+                if a_line_is_due() {
                     tracing::error!(listener = %cell.name, %error, "accept paused: raise the descriptor limit (LimitNOFILE)");
                 }
                 sleep(PAUSE).await;

@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod accept;
 mod examples;
 mod failover;
 mod generations;

@@ -1,0 +1,99 @@
+//! The queue of accepted handshakes when the process stops, and what happens when descriptors are short.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::harness::{Backend, Place, Proxy, Setup, binary, connect, eventually, listener, pool, run, soon};
+
+async fn pings(stream: &mut TcpStream) -> bool {
+    let mut answer = [0; 4];
+    let asked = async {
+        stream.write_all(b"ping").await?;
+        stream.read_exact(&mut answer).await
+    };
+    soon("an answer", asked).await.is_ok() && answer == *b"ping"
+}
+
+#[tokio::test]
+async fn a_thousand_clients_in_the_queue_are_served_after_sigterm() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (mut proxy, bind) = Proxy::before(&place, backend.address, "").await;
+    // The kernel shakes hands for a process that does not run.
+    proxy.signal(Signal::STOP);
+    let mut clients = Vec::new();
+    for _ in 0..1000 {
+        clients.push(connect(bind).await);
+    }
+    proxy.signal(Signal::TERM);
+    proxy.signal(Signal::CONT);
+    let mut served = 0;
+    for mut client in clients {
+        served += u32::from(pings(&mut client).await);
+    }
+    assert_eq!(served, 1000);
+    assert_eq!(proxy.end().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_start_without_enough_descriptors_ends_and_says_so() {
+    let place = Place::new();
+    let text =
+        Setup::new(&place, pool("p", "", &[("aws", place.free())]) + &listener(place.free(), "p", "")).text();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("twinspan.toml");
+    std::fs::write(&config, text).unwrap();
+    let binary = binary();
+    for limit in 8..24 {
+        let limit = format!("--nofile={limit}:{limit}");
+        let arguments = [&limit, binary.to_str().unwrap(), "run", "-c", config.to_str().unwrap()];
+        let command = ["-k", "20", "3", "prlimit"].into_iter().chain(arguments);
+        let output = Box::pin(soon("the end of a start", run("timeout", &command.collect::<Vec<_>>()))).await;
+        // 124: it had enough after all, ran, and was told to stop; then it drained and the code is timeout's.
+        assert!(matches!(output.code, Some(1 | 101 | 124)), "{limit}: {output:?}");
+    }
+}
+
+#[tokio::test]
+async fn at_the_descriptor_limit_sessions_live_the_proxy_answers_and_clients_wait() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (proxy, bind) = Proxy::before(&place, backend.address, "").await;
+    let pid = Pid::from_raw(i32::try_from(proxy.pid()).unwrap());
+    // The proxy took all that its hard limit allows, which is the same as ours.
+    let most = getrlimit(Resource::Nofile).maximum;
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(80), maximum: most }).unwrap();
+    // The limit is noticed within a second.
+    let mut old = Vec::new();
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(1500);
+    while tokio::time::Instant::now() < deadline {
+        if old.len() < 10 {
+            old.push(connect(bind).await);
+        }
+        assert!(pings(old.last_mut().unwrap()).await);
+    }
+    let mut waiting = Vec::new();
+    for _ in 0..60 {
+        waiting.push(connect(bind).await);
+    }
+    assert_eq!(proxy.get("/livez").await.unwrap().0, 200, "telemetry answers");
+    let paused = proxy.line("a paused accept", |line| line.contains("accept paused").then_some(()));
+    paused.await;
+    for stream in &mut old {
+        assert!(pings(stream).await, "an established session lives");
+    }
+    prlimit(pid, Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
+    for mut stream in waiting {
+        assert!(pings(&mut stream).await, "who waited is served");
+    }
+    eventually("no session is left over", async || {
+        drop(std::mem::take(&mut old));
+        (proxy.metric("twinspan_connections_active", &[]).await == 0).then_some(())
+    })
+    .await;
+}
