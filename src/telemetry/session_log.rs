@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
-    thread::{self, JoinHandle, Thread},
+    thread::{self, Thread},
     time::{Duration, SystemTime},
 };
 
@@ -31,6 +31,9 @@ const NICENESS: i32 = 10;
 
 /// The longest batch handed to the output at once, in bytes.
 const BATCH: usize = 64 * 1024;
+
+/// The last lines have this long to be written. A pipe that nobody reads takes none, and must not keep the process.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What is said of a session.
 #[derive(Clone, Debug)]
@@ -85,17 +88,20 @@ pub enum LineFormat {
 #[derive(Clone, Debug)]
 pub struct SessionLog {
     lines: SessionLines,
-    sender: Option<SyncSender<SessionRecord>>,
+    sender: Option<SyncSender<(SystemTime, SessionRecord)>>,
     dropped: Arc<AtomicU64>,
     writer: Option<Thread>,
     waiting: Arc<AtomicU64>,
 }
 
-/// Owns the writing thread; dropping it writes what is queued.
+/// Dropping it has what is queued written, as far as a second suffices for that. A thread whose output takes nothing is
+/// left behind.
 #[derive(Debug)]
 pub struct SessionWriter {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
 }
 
 impl SessionLog {
@@ -121,10 +127,14 @@ impl SessionLog {
             dropped: Arc::clone(&dropped),
             text: String::new(),
         };
-        let thread = thread::Builder::new().name("session-log".into()).spawn(move || writer.run())?;
-        let log =
-            Self { lines, sender: Some(sender), dropped, writer: Some(thread.thread().clone()), waiting };
-        Ok((log, SessionWriter { stop, thread: Some(thread) }))
+        let (ending, ended) = sync_channel(0);
+        let thread = thread::Builder::new().name("session-log".into()).spawn(move || {
+            writer.run();
+            drop(ending);
+        })?;
+        let thread = thread.thread().clone();
+        let log = Self { lines, sender: Some(sender), dropped, writer: Some(thread.clone()), waiting };
+        Ok((log, SessionWriter { stop, thread, ended }))
     }
 
     /// A log that writes nothing.
@@ -149,7 +159,8 @@ impl SessionLog {
         let Some(sender) = self.sender.as_ref().filter(|_| wanted) else {
             return;
         };
-        if sender.try_send(record).is_err() {
+        // A line says when its session ended, however long it waits to be written.
+        if sender.try_send((SystemTime::now(), record)).is_err() {
             self.dropped.fetch_add(1, Relaxed);
             return;
         }
@@ -169,16 +180,14 @@ impl SessionLog {
 impl Drop for SessionWriter {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // The thread cannot panic on a write error; a poisoned join has nothing left to say.
-            drop(thread.join());
-        }
+        self.thread.unpark();
+        // Nothing is ever sent: this ends with the thread, or with our patience.
+        self.ended.recv_timeout(FAREWELL).unwrap_or_default();
     }
 }
 
 struct Writer<W> {
-    receiver: Receiver<SessionRecord>,
+    receiver: Receiver<(SystemTime, SessionRecord)>,
     format: LineFormat,
     output: W,
     stop: Arc<AtomicBool>,
@@ -210,14 +219,10 @@ impl<W: Write> Writer<W> {
             let mut connected = true;
             while self.text.len() < BATCH {
                 match self.receiver.try_recv() {
-                    Ok(record) => {
+                    Ok((ended, record)) => {
                         records += 1;
-                        line(
-                            &mut self.text,
-                            &record,
-                            self.format,
-                            Timestamp::try_from(SystemTime::now()).unwrap_or_default(),
-                        );
+                        let ended = Timestamp::try_from(ended).unwrap_or_default();
+                        line(&mut self.text, &record, self.format, ended);
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
@@ -432,21 +437,70 @@ mod tests {
         assert_eq!(log.dropped(), 1);
     }
 
+    struct Stalled<W>(Receiver<()>, W);
+
+    impl<W: Write> Write for Stalled<W> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            // Blocks until the test lets go.
+            assert!(self.0.recv().is_err());
+            self.1.write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_output_that_takes_nothing_does_not_hold_up_the_end() {
+        let (release, gate) = sync_channel(0);
+        let output = Stalled(gate, std::io::sink());
+        let (log, writer) = SessionLog::start(SessionLines::All, LineFormat::Text, output).unwrap();
+        log.write(record(RESET));
+        let (ending, ended) = sync_channel::<()>(0);
+        let end = thread::spawn(move || {
+            drop(writer);
+            drop(ending);
+        });
+        assert_eq!(
+            ended.recv_timeout(Duration::from_secs(30)),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
+        );
+        end.join().unwrap();
+        drop(release);
+    }
+
+    #[test]
+    fn a_line_that_waits_keeps_the_time_of_its_end() {
+        let sink = Sink::default();
+        let (release, gate) = sync_channel(0);
+        let output = Stalled(gate, sink.clone());
+        let (log, writer) = SessionLog::start(SessionLines::All, LineFormat::Text, output).unwrap();
+        log.write(record(RESET));
+        while log.waiting.load(Relaxed) > 0 {
+            thread::yield_now();
+        }
+        // The first line stalls; this one waits in the queue.
+        log.write(record(RESET));
+        let written_after = Timestamp::now();
+        while Timestamp::now().duration_since(written_after) < jiff::SignedDuration::from_millis(5) {
+            thread::yield_now();
+        }
+        drop(release);
+        drop(writer);
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        for line in text.lines() {
+            let time: Timestamp = line.split(' ').next().unwrap().parse().unwrap();
+            assert!(time <= written_after, "{line} after {written_after}");
+        }
+    }
+
     #[test]
     fn a_stalled_reader_never_blocks_the_writer_of_records() {
-        struct Stalled(Receiver<()>);
-        impl Write for Stalled {
-            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                // Blocks until the test lets go.
-                assert!(self.0.recv().is_err());
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                Ok(())
-            }
-        }
         let (release, gate) = sync_channel(0);
-        let (log, writer) = SessionLog::start(SessionLines::All, LineFormat::Text, Stalled(gate)).unwrap();
+        let (log, writer) =
+            SessionLog::start(SessionLines::All, LineFormat::Text, Stalled(gate, std::io::sink())).unwrap();
         for _ in 0..4 * CAPACITY {
             log.write(record(RESET));
         }

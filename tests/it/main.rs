@@ -14,6 +14,7 @@ mod integrity;
 mod lifecycle;
 mod limits;
 mod netns;
+mod operator;
 mod peers;
 mod relay;
 mod reload;
