@@ -46,7 +46,7 @@ pub struct Refused(pub Report);
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(&self.0.one_line())
     }
 }
 

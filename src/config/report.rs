@@ -109,6 +109,23 @@ impl Report {
         text
     }
 
+    /// The first error in one line, with the number of those that follow: for logs and lists.
+    #[must_use]
+    pub fn one_line(&self) -> String {
+        let errors = self.problems.iter().filter(|problem| problem.severity() == Severity::Error);
+        let Some(first) = errors.chain(&self.problems).next() else {
+            return format!("{}: nothing is wrong", self.name);
+        };
+        let place = first.span.as_ref().map(|span| self.position(span.start));
+        let place = place.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"));
+        let more = match self.errors().saturating_sub(1) + self.untold {
+            0 => String::new(),
+            more => format!(", {more} more"),
+        };
+        let line = format!("{}{place}: {} [{}]{more}", self.name, first.what, first.code.as_str());
+        line.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+    }
+
     /// The object for a program.
     #[must_use]
     pub fn to_json(&self) -> Value {

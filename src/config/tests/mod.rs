@@ -312,3 +312,19 @@ fn as_many_problems_as_there_are_keys_are_told_in_moments() {
         assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     }
 }
+
+#[test]
+fn in_a_log_a_refusal_is_one_line() {
+    let text = "version = 1\n[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:1\"\npool = \"q\"\n";
+    let refused = parse(text, "live.toml").unwrap_err();
+    let expected = format!("live.toml:5:8: {} [TS1011]", refused.0.problems()[0].what);
+    assert_eq!(refused.to_string(), expected);
+
+    let refused = parse("version = 1\n[log]\nlevle = 1\nfromat = 2\n", "live.toml").unwrap_err();
+    assert_eq!(refused.0.errors(), 2);
+    let line = refused.to_string();
+    assert!(line.starts_with("live.toml:3:1: ") && line.ends_with(" [TS1004], 1 more"), "{line}");
+
+    let refused = load(Path::new("/nowhere/x.toml")).unwrap_err().to_string();
+    assert!(refused.starts_with("/nowhere/x.toml: ") && !refused.contains('\n'), "{refused}");
+}
