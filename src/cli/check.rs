@@ -1,13 +1,15 @@
 //! `twinspan check`: says everything that is wrong with a config, before it is served.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use serde_json::json;
 
+use super::colours;
 use crate::config::{self, Config, Loaded, Report, counted};
 
 /// The config cannot be served: EX_CONFIG of sysexits.h, so that a service manager can tell it from a crash.
@@ -16,18 +18,19 @@ pub const BAD_CONFIG: u8 = 78;
 /// The command was not used as it is meant: what clap itself exits with.
 pub const USAGE: u8 = 2;
 
-/// Checks a config file and tells of every problem in one run.
+/// Checks config files and tells of every problem in one run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Check {
-    /// The config file; it goes before `--config`
+    /// The config files; they go before `--config`
     #[arg(value_name = "FILE")]
-    file: Option<PathBuf>,
+    files: Vec<PathBuf>,
 
     /// The config file
     #[arg(short, long, value_name = "FILE", env = "TWINSPAN_CONFIG")]
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     config: Option<PathBuf>,
 
-    /// Write one JSON object to standard output
+    /// Write one JSON object for each file to standard output
     #[arg(long)]
     json: bool,
 }
@@ -36,10 +39,17 @@ impl Check {
     /// Does it.
     #[must_use]
     pub fn run(&self) -> ExitCode {
-        match self.file.as_deref().or(self.config.as_deref()) {
-            Some(path) => run(path, self.json),
-            None => no_file(),
+        let named = self.config.as_ref().filter(|path| !path.as_os_str().is_empty());
+        let files: Vec<_> =
+            if self.files.is_empty() { named.into_iter().collect() } else { self.files.iter().collect() };
+        let mut worst = None;
+        for path in files {
+            let code = run(path, self.json);
+            if worst.is_none() || code != ExitCode::SUCCESS && worst != Some(ExitCode::from(BAD_CONFIG)) {
+                worst = Some(code);
+            }
         }
+        worst.unwrap_or_else(no_file)
     }
 }
 
@@ -71,15 +81,7 @@ pub fn run(path: &Path, json: bool) -> ExitCode {
 /// Writes what is wrong to standard error, in colour if someone sees it.
 pub fn tell(report: &Report) {
     // Nobody can be told that standard error is closed.
-    drop(io::stderr().lock().write_all(report.render(colour()).as_bytes()));
-}
-
-/// True if standard error is a terminal whose owner has nothing against colours (no-color.org).
-#[must_use]
-pub fn colour() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    !refused && !dumb && io::stderr().is_terminal()
+    drop(io::stderr().lock().write_all(report.render(colours(&io::stderr())).as_bytes()));
 }
 
 /// Writes `text` to standard output; gives `code` back, or failure if it could not be written. A reader that has seen
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn the_file_may_be_named_in_either_way() {
         let named = check(&["a.toml", "--json"]);
-        assert_eq!((named.file.as_deref(), named.json), (Some(Path::new("a.toml")), true));
+        assert_eq!((named.files.as_slice(), named.json), ([PathBuf::from("a.toml")].as_slice(), true));
         assert_eq!(check(&["-c", "b.toml"]).config.as_deref(), Some(Path::new("b.toml")));
     }
 
@@ -159,6 +161,22 @@ mod tests {
         };
         assert_eq!(code("version = 1"), [(); 2].map(|()| format!("{:?}", ExitCode::SUCCESS)));
         assert_eq!(code("version = 2"), [(); 2].map(|()| format!("{:?}", ExitCode::from(78))));
+    }
+
+    #[test]
+    fn one_bad_file_of_several_is_enough() {
+        let directory = tempfile::tempdir().unwrap();
+        let (good, bad) = (directory.path().join("good.toml"), directory.path().join("bad.toml"));
+        std::fs::write(&good, "version = 1").unwrap();
+        std::fs::write(&bad, "version = 2").unwrap();
+        let code = |files: &[&PathBuf]| {
+            check(&files.iter().map(|path| path.to_str().unwrap()).collect::<Vec<_>>()).run()
+        };
+        assert_eq!(code(&[&good, &good]), ExitCode::SUCCESS);
+        for files in [[&good, &bad, &good], [&bad, &good, &good], [&good, &good, &bad]] {
+            assert_eq!(code(&files), ExitCode::from(BAD_CONFIG));
+        }
+        assert_eq!(check(&["--config="]).run(), ExitCode::from(USAGE));
     }
 
     #[test]

@@ -1,23 +1,18 @@
 //! `twinspan config show`: the config as it is written, or as it is meant.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::Path, process::ExitCode};
 
-use super::check::{BAD_CONFIG, no_file, print, tell};
+use super::{
+    check::{BAD_CONFIG, no_file, print, tell},
+    file::ConfigFile,
+};
 use crate::config;
 
 /// Shows a config that can be served; one that cannot is told of as `check` does.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConfigShow {
-    /// The config file; it goes before `--config`
-    #[arg(value_name = "FILE")]
-    file: Option<PathBuf>,
-
-    /// The config file
-    #[arg(short, long, value_name = "FILE", env = "TWINSPAN_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    file: ConfigFile,
 
     /// Spell out every default
     #[arg(long)]
@@ -28,7 +23,7 @@ impl ConfigShow {
     /// Does it.
     #[must_use]
     pub fn run(&self) -> ExitCode {
-        run(self.file.as_deref().or(self.config.as_deref()), self.effective)
+        run(self.file.path(), self.effective)
     }
 }
 

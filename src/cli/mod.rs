@@ -6,12 +6,13 @@ pub mod client;
 pub mod completions;
 pub mod config_show;
 pub mod demo;
+pub mod file;
 pub mod health;
 pub mod run;
 pub mod schema;
 pub mod status;
 
-use std::process::ExitCode;
+use std::{ffi::OsStr, io::IsTerminal, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -77,9 +78,28 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// True if `output` is a terminal whose owner has nothing against colours (no-color.org).
+fn colours(output: &impl IsTerminal) -> bool {
+    let variable = |name| std::env::var_os(name);
+    output.is_terminal() && !colourless(variable("NO_COLOR").as_deref(), variable("TERM").as_deref())
+}
+
+fn colourless(no_color: Option<&OsStr>, term: Option<&OsStr>) -> bool {
+    no_color.is_some_and(|value| !value.is_empty()) || term.is_some_and(|term| term == "dumb")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_no_color_is_none_and_a_dumb_terminal_has_no_colours() {
+        let without = |no_color: Option<&str>, term: Option<&str>| {
+            colourless(no_color.map(OsStr::new), term.map(OsStr::new))
+        };
+        assert!(!without(None, None) && !without(Some(""), Some("xterm")));
+        assert!(without(Some("1"), Some("xterm")) && without(Some(""), Some("dumb")));
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

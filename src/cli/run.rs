@@ -1,16 +1,20 @@
 //! `twinspan run`: the proxy in the foreground.
 
 use std::{
-    io::Write,
-    path::{Path, PathBuf},
+    io::{self, Write},
+    panic,
+    path::Path,
     process::ExitCode,
+    thread,
 };
 
 use crate::{
     app::{App, Ended, Options},
-    cli::check,
+    cli::{check, file::ConfigFile},
     config::{self, Config, Level, LogFormat},
-    telemetry::{self, LineFormat, LogOptions, Logging, SessionLines, SessionLog, SessionWriter},
+    telemetry::{
+        self, Filter, FilterError, LineFormat, LogOptions, Logging, SessionLines, SessionLog, SessionWriter,
+    },
 };
 
 /// The kernel did not permit a bind: EX_NOPERM of sysexits.h.
@@ -19,12 +23,8 @@ const PERMISSION: u8 = 77;
 /// Arguments of `twinspan run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// The config file; it goes before `--config`
-    #[arg(value_name = "FILE")]
-    file: Option<PathBuf>,
-    /// The config file
-    #[arg(short, long, value_name = "FILE", env = "TWINSPAN_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    file: ConfigFile,
     /// What to log: error, warn, info, debug, trace, or a filter such as info,twinspan::control=debug
     #[arg(long, value_name = "FILTER", env = "TWINSPAN_LOG")]
     log: Option<String>,
@@ -37,8 +37,15 @@ pub struct RunArgs {
 /// cannot start, and 128 + n when signal n cut the drain short.
 #[must_use]
 pub fn run(args: &RunArgs) -> ExitCode {
-    let Some(path) = args.file.as_deref().or(args.config.as_deref()) else {
+    let Some(path) = args.file.path() else {
         return check::no_file();
+    };
+    let filter = match args.filter() {
+        Ok(filter) => filter,
+        Err(error) => {
+            say(&format!("error: --log: {error}"));
+            return ExitCode::from(check::USAGE);
+        }
     };
     let loaded = match config::load(path) {
         Ok(loaded) => loaded,
@@ -48,16 +55,17 @@ pub fn run(args: &RunArgs) -> ExitCode {
         }
     };
     check::tell(&loaded.warnings);
-    serve(args, path, loaded.config).unwrap_or_else(|error| {
-        // Without standard error there is nobody to tell.
-        drop(writeln!(std::io::stderr().lock(), "twinspan: {error:#}"));
+    serve(args, filter, path, loaded.config).unwrap_or_else(|error| {
+        say(&format!("twinspan: cannot start: {error:#}"));
         ExitCode::FAILURE
     })
 }
 
-fn serve(args: &RunArgs, path: &Path, config: Config) -> anyhow::Result<ExitCode> {
+fn serve(args: &RunArgs, filter: Option<Filter>, path: &Path, config: Config) -> anyhow::Result<ExitCode> {
     super::raise_descriptor_limit();
-    let logging = set_up_log(args, &config)?;
+    let to_file = config.log.file.is_some();
+    let logging = set_up_log(args, filter, &config)?;
+    panic::set_hook(Box::new(report_panic));
     let (session_log, writer) = session_log(&config, &logging)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "starting");
     let options = Options {
@@ -70,6 +78,10 @@ fn serve(args: &RunArgs, path: &Path, config: Config) -> anyhow::Result<ExitCode
         Err(error) => {
             let code = if error.is_permission() { ExitCode::from(PERMISSION) } else { ExitCode::FAILURE };
             tracing::error!(%error, "cannot start");
+            if to_file {
+                // Whoever has just typed the command does not look into a file.
+                say(&format!("twinspan: cannot start: {error}"));
+            }
             drop((writer, logging));
             return Ok(code);
         }
@@ -87,21 +99,39 @@ fn exit_code(ended: Ended) -> ExitCode {
     code.map_or(ExitCode::SUCCESS, ExitCode::from)
 }
 
-fn set_up_log(args: &RunArgs, config: &Config) -> anyhow::Result<Logging> {
-    let level = match config.log.level {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-        Level::Trace => "trace",
-    };
+impl RunArgs {
+    /// What `--log` says. A variable that a service file sets to nothing says nothing.
+    fn filter(&self) -> Result<Option<Filter>, FilterError> {
+        self.log.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose()
+    }
+}
+
+/// Without standard error there is nobody to tell.
+fn say(line: &str) {
+    drop(writeln!(io::stderr().lock(), "{line}"));
+}
+
+/// A panic is an event like others: standard error, which may stall, is not written to by the thread that panicked.
+fn report_panic(panic: &panic::PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let place = panic.location().map_or_else(String::new, ToString::to_string);
+    let message = panic.payload_as_str().unwrap_or("no message");
+    tracing::error!(thread = thread.name().unwrap_or("unnamed"), place, "panic: {message}");
+}
+
+fn set_up_log(args: &RunArgs, filter: Option<Filter>, config: &Config) -> anyhow::Result<Logging> {
     let format = match (args.log_format.as_deref(), config.log.format) {
         (Some("text"), _) | (None, LogFormat::Text) => Some(LineFormat::Text),
         (Some("json"), _) | (None, LogFormat::Json) => Some(LineFormat::Json),
         _ => None,
     };
-    let filter = args.log.clone().unwrap_or_else(|| level.to_owned());
-    telemetry::set_up(LogOptions { filter, format, file: config.log.file.clone() })
+    let filter = match filter {
+        Some(filter) => filter,
+        None => level(config.log.level).parse()?,
+    };
+    let file = config.log.file.clone();
+    let colours = file.is_none() && super::colours(&io::stderr());
+    Ok(telemetry::set_up(LogOptions { filter, format, file, colours })?)
 }
 
 fn session_log(config: &Config, logging: &Logging) -> anyhow::Result<(SessionLog, Option<SessionWriter>)> {
@@ -112,4 +142,41 @@ fn session_log(config: &Config, logging: &Logging) -> anyhow::Result<(SessionLog
     };
     let (log, writer) = SessionLog::start(lines, logging.format, logging.output()?)?;
     Ok((log, Some(writer)))
+}
+
+const fn level(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_event_with_its_thread_and_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let file = std::fs::File::create(&path).unwrap();
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(report_panic));
+        let worker = thread::Builder::new().name("worker-7".to_owned()).spawn(move || {
+            let subscriber = tracing_subscriber::fmt().json().with_writer(Arc::new(file)).finish();
+            tracing::subscriber::with_default(subscriber, || panic!("out of {}", "ideas"));
+        });
+        assert!(worker.unwrap().join().is_err());
+        panic::set_hook(before);
+        let line: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let fields = &line["fields"];
+        assert_eq!((&line["level"], &fields["thread"]), (&"ERROR".into(), &"worker-7".into()), "{line}");
+        assert_eq!(fields["message"], "panic: out of ideas");
+        assert!(fields["place"].as_str().unwrap().starts_with("src/cli/run.rs:"), "{line}");
+    }
 }

@@ -10,7 +10,8 @@ use tokio::{
 };
 
 use crate::harness::{
-    Backend, Ending, Place, Setup, ask_http, binary, connect, eventually, listener, pool, read_out,
+    Backend, Ending, Output, Place, Setup, ask_http, binary, connect, eventually, listener, pool, read_out,
+    soon,
 };
 
 fn signal(child: &Child, signal: Signal) {
@@ -47,4 +48,75 @@ async fn a_standard_error_that_nobody_reads_does_not_hold_up_the_end() {
     let status = timeout(Duration::from_secs(15), proxy.wait()).await.expect("it does not end").unwrap();
     assert_eq!(status.code(), Some(0));
     drop(unread);
+}
+
+async fn twinspan(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(binary());
+    for variable in ["TWINSPAN_CONFIG", "TWINSPAN_ADMIN", "TWINSPAN_LOG"] {
+        command.env_remove(variable);
+    }
+    command.args(arguments).envs(variables.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
+    let output = soon(format!("the end of {command:?}"), command.output()).await.unwrap();
+    Output {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_filter_that_is_not_one_is_told_once_with_code_2() {
+    for (arguments, variables) in [
+        (["run", "x.toml", "--log", "warning"].as_slice(), [].as_slice()),
+        (&["run", "x.toml"], &[("TWINSPAN_LOG", "warning")]),
+    ] {
+        let output = twinspan(arguments, variables).await;
+        assert_eq!(output.code, Some(2), "{output:?}");
+        let told =
+            "error: --log: \"warning\" is not a level: error, warn, info, debug, trace, or target=level\n";
+        assert_eq!(output.stderr, told);
+    }
+}
+
+#[tokio::test]
+async fn an_empty_variable_is_as_good_as_none() {
+    let empty = [("TWINSPAN_CONFIG", ""), ("TWINSPAN_LOG", "")];
+    for verb in ["run", "check"] {
+        let output = twinspan(&[verb], &empty).await;
+        assert_eq!(output.code, Some(2), "{output:?}");
+        assert!(output.stderr.starts_with("error: no config file"), "{output:?}");
+    }
+    // With an empty filter it gets as far as the file.
+    let output = twinspan(&["run", "/nowhere/x.toml"], &empty).await;
+    assert_eq!(output.code, Some(78), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_start_that_fails_is_told_on_the_terminal_though_the_log_goes_to_a_file() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let tables = pool("only", "", &[("aws", place.free())]) + &listener(backend.address, "only", "");
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = (folder.path().join("x.toml"), folder.path().join("x.log"));
+    let text = Setup::new(&place, tables).text();
+    let write = |log: &std::path::Path| {
+        std::fs::write(&config, text.replace("[log]", &format!("[log]\nfile = \"{}\"", log.display())))
+            .unwrap();
+    };
+    write(&log);
+    let output = twinspan(&["run", config.to_str().unwrap()], &[]).await;
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains("\ntwinspan: cannot start: "), "{output:?}");
+    assert!(output.stderr.contains(&backend.address.to_string()), "{output:?}");
+    assert!(std::fs::read_to_string(&log).unwrap().contains("cannot start"));
+
+    write(&folder.path().join("none/x.log"));
+    let output = twinspan(&["run", config.to_str().unwrap()], &[]).await;
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let told = format!(
+        "\ntwinspan: cannot start: cannot open the log file {}/none/x.log ([log] file): No such file or directory; \
+         make its directory\n",
+        folder.path().display()
+    );
+    assert!(output.stderr.ends_with(&told), "{output:?}");
 }

@@ -19,6 +19,7 @@ use ratatui::{
 use tokio::time::Instant;
 
 use super::picture::{HEIGHT, Picture};
+use crate::cli::colours;
 
 /// Time between two status lines.
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -125,9 +126,7 @@ impl Panel {
         let options = TerminalOptions { viewport: Viewport::Inline(HEIGHT) };
         // A terminal that does not say where its cursor is cannot show a panel.
         match Terminal::with_options(CrosstermBackend::new(io::stdout()), options) {
-            Ok(terminal) => {
-                Ok(Self { terminal, colours: std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty()) })
-            }
+            Ok(terminal) => Ok(Self { terminal, colours: colours(&io::stdout()) }),
             Err(error) => {
                 terminal::disable_raw_mode()?;
                 Err(error)

@@ -83,7 +83,7 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 
 async fn show(args: &StatusArgs, out: &mut (impl Write + IsTerminal)) -> Result<(), Failure> {
     let terminal = out.is_terminal();
-    let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colours = super::colours(out);
     loop {
         let text = picture(args, colours).await?;
         if args.watch.is_some() && terminal && args.output == Output::Table {

@@ -12,7 +12,7 @@ pub(crate) use backend::{Backend, Full};
 pub(crate) use load::{Load, Outcome, ask};
 pub(crate) use pattern::{Dice, Pattern};
 pub(crate) use place::Place;
-pub(crate) use process::{Process, binary, missing, run};
+pub(crate) use process::{Output, Process, binary, missing, run};
 pub(crate) use proxy::{Proxy, ask_http};
 pub(crate) use setup::{Setup, listener, pool};
 
