@@ -11,10 +11,14 @@ pub mod health;
 pub mod run;
 pub mod schema;
 pub mod status;
+mod target;
 
 use std::{ffi::OsStr, io::IsTerminal, process::ExitCode};
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{
+    CommandFactory, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Carries TCP between your clients and services on two clouds, and keeps it moving when one cloud closes.
@@ -29,7 +33,8 @@ struct Cli {
 enum Verb {
     /// Run the proxy in the foreground
     Run(run::RunArgs),
-    /// Say everything that is wrong with a config file; exit 0 or 78
+    /// Say everything that is wrong with config files; exit 0 or 78
+    #[command(alias = "validate")]
     Check(check::Check),
     /// Lose a cloud and get it back, in one process: needs no file, no root and no network
     Demo(demo::DemoArgs),
@@ -44,6 +49,9 @@ enum Verb {
     Config(ConfigVerb),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
+    /// Print the version
+    #[command(hide = true)]
+    Version,
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,7 +63,11 @@ enum ConfigVerb {
 /// Reads the arguments and does what they say.
 #[must_use]
 pub fn main() -> ExitCode {
-    match Cli::parse().verb {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong(error),
+    };
+    match cli.verb {
         Verb::Run(args) => run::run(&args),
         Verb::Check(check) => check.run(),
         Verb::Demo(args) => demo::run(args),
@@ -64,6 +76,31 @@ pub fn main() -> ExitCode {
         Verb::Schema(schema) => schema.run(),
         Verb::Config(ConfigVerb::Show(show)) => show.run(),
         Verb::Completions(args) => completions::run(&args, Cli::command()),
+        Verb::Version => check::print(&Cli::command().render_version(), ExitCode::SUCCESS),
+    }
+}
+
+/// Prints what the parser has to say: help, the version, or what is wrong.
+fn wrong(mut error: clap::Error) -> ExitCode {
+    if let Some(first) = std::env::args_os().nth(1)
+        && let Some(tip) = tip(&first.to_string_lossy())
+    {
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    // Nobody can be told that the output is closed.
+    drop(error.print());
+    error.exit_code().try_into().map_or(ExitCode::FAILURE, |code: u8| ExitCode::from(code))
+}
+
+/// What those may have meant who left out the verb.
+fn tip(first: &str) -> Option<&'static str> {
+    let option = first == "--config" || first.starts_with("--config=") || first.starts_with("-c");
+    if option {
+        Some("did you mean 'twinspan run -c FILE'?")
+    } else if first.ends_with(".toml") {
+        Some("did you mean 'twinspan run FILE'? 'twinspan check FILE' looks at it only")
+    } else {
+        None
     }
 }
 

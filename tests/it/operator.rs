@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use crate::harness::{
-    Backend, Ending, Output, Place, Setup, ask_http, binary, connect, eventually, listener, pool, read_out,
-    soon,
+    Backend, Ending, Output, Place, Process, Setup, ask_http, binary, connect, eventually, listener, pool,
+    read_out, soon,
 };
 
 fn signal(child: &Child, signal: Signal) {
@@ -119,4 +119,59 @@ async fn a_start_that_fails_is_told_on_the_terminal_though_the_log_goes_to_a_fil
         folder.path().display()
     );
     assert!(output.stderr.ends_with(&told), "{output:?}");
+}
+
+#[tokio::test]
+async fn who_leaves_out_the_verb_gets_a_tip() {
+    for arguments in [["-c", "x.toml"].as_slice(), &["--config=x.toml"]] {
+        let output = twinspan(arguments, &[]).await;
+        assert_eq!(output.code, Some(2), "{output:?}");
+        assert!(output.stderr.contains("did you mean 'twinspan run -c FILE'?"), "{output:?}");
+    }
+    let output = twinspan(&["x.toml"], &[]).await;
+    assert_eq!(output.code, Some(2), "{output:?}");
+    assert!(output.stderr.contains("tip: did you mean 'twinspan run FILE'?"), "{output:?}");
+
+    let output = twinspan(&["validate", "/nowhere/x.toml"], &[]).await;
+    assert_eq!(output.code, Some(78), "{output:?}");
+    let (verb, option) = (twinspan(&["version"], &[]).await, twinspan(&["--version"], &[]).await);
+    assert_eq!((verb.code, &verb.stdout), (Some(0), &option.stdout), "{verb:?}");
+    assert!(verb.stdout.starts_with("twinspan "), "{verb:?}");
+    assert!(!twinspan(&["--help"], &[]).await.stderr.contains("tip:"));
+}
+
+/// Waits until a program has set up what it does at this signal.
+async fn catches(process: &Process, signal: Signal) {
+    let path = format!("/proc/{}/status", process.pid());
+    eventually("a handler", async || {
+        let status = std::fs::read_to_string(&path).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+        let bit = 1 << (signal.as_raw() - 1);
+        (u64::from_str_radix(mask, 16).unwrap() & bit != 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_demo_that_serves_is_left_by_a_signal_with_code_0() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut command = Command::new(binary());
+        command.args(["demo", "--serve"]);
+        let mut demo = Process::start(command);
+        catches(&demo, signal).await;
+        demo.signal(signal);
+        assert_eq!(demo.end().await.code(), Some(0), "{}", demo.said());
+    }
+}
+
+#[tokio::test]
+async fn a_demo_that_is_interrupted_still_prints_its_object() {
+    let mut command = Command::new(binary());
+    command.args(["demo", "--json"]);
+    let mut demo = Process::start(command);
+    catches(&demo, Signal::INT).await;
+    demo.signal(Signal::INT);
+    assert_eq!(demo.end().await.code(), Some(130), "{}", demo.said());
+    let object: serde_json::Value = serde_json::from_str(&demo.said()).unwrap();
+    assert_eq!((&object["ok"], &object["interrupted"]), (&false.into(), &true.into()), "{object}");
 }

@@ -26,7 +26,7 @@ use plan::Plan;
 use proxy::{Doors, Proxy, Real};
 use report::Report;
 use screen::Screen;
-use script::{Ended, Run};
+use script::{Ended, Run, Signals};
 
 /// What `twinspan demo` takes.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -74,12 +74,22 @@ fn demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
         let text = if args.json { serde_json::to_string_pretty(report)? } else { report.line() };
         shown(screen::write_line(&text))?;
     }
-    Ok(match ended {
-        Ended::Finished if report.is_some_and(|report| report.ok) => ExitCode::SUCCESS,
-        Ended::Quit if args.serve => ExitCode::SUCCESS,
+    if let (Ended::Interrupted(signal), true) = (ended, args.json) {
+        // Whoever reads objects gets one in any case.
+        let text = serde_json::json!({ "ok": false, "interrupted": true, "signal": signal });
+        shown(screen::write_line(&format!("{text:#}")))?;
+    }
+    Ok(exit_code(ended, args.serve, report.is_some_and(|report| report.ok)))
+}
+
+/// What runs until it is told to stop has done so when it is: that is no failure.
+fn exit_code(ended: Ended, serve: bool, ok: bool) -> ExitCode {
+    match ended {
+        Ended::Finished if ok => ExitCode::SUCCESS,
+        Ended::Quit | Ended::Interrupted(_) if serve => ExitCode::SUCCESS,
         Ended::Finished | Ended::Quit => ExitCode::FAILURE,
         Ended::Interrupted(signal) => ExitCode::from(128 + signal),
-    })
+    }
 }
 
 /// One run against a proxy; with a report if it went to its end.
@@ -89,8 +99,12 @@ async fn play<P: Proxy>(
     plan: Plan,
     screen: &mut Screen,
 ) -> anyhow::Result<(Ended, Option<Report>)> {
-    let mut run = Run::start(proxy, clouds, plan, screen).await?;
-    let ended = run.play().await?;
+    let mut signals = Signals::catch()?;
+    let mut run = tokio::select! {
+        run = Run::start(proxy, clouds, plan, screen) => run?,
+        number = signals.next() => return Ok((Ended::Interrupted(number), None)),
+    };
+    let ended = run.play(&mut signals).await?;
     let report = match ended {
         Ended::Finished => Some(Report::new(&run.findings()?, run.events.iter())),
         Ended::Quit | Ended::Interrupted(_) => None,

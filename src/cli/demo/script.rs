@@ -81,7 +81,8 @@ pub(super) struct Marks {
     pub(super) end: Option<Instant>,
 }
 
-struct Signals {
+/// The signals that end a run.
+pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
@@ -128,8 +129,7 @@ impl<'a, P: Proxy> Run<'a, P> {
     }
 
     /// Plays the script, or serves until told to stop.
-    pub(super) async fn play(&mut self) -> anyhow::Result<Ended> {
-        let mut signals = Signals::catch()?;
+    pub(super) async fn play(&mut self, signals: &mut Signals) -> anyhow::Result<Ended> {
         let mut glances = time::interval(GLANCE);
         glances.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut redraws = time::interval(REDRAW);
@@ -306,7 +306,8 @@ impl<'a, P: Proxy> Run<'a, P> {
 }
 
 impl Signals {
-    fn catch() -> anyhow::Result<Self> {
+    /// From here on they do not end the process by themselves.
+    pub(super) fn catch() -> anyhow::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("catch SIGINT")?,
             terminate: signal(SignalKind::terminate()).context("catch SIGTERM")?,
@@ -314,7 +315,7 @@ impl Signals {
     }
 
     /// The number of the signal that came.
-    async fn next(&mut self) -> u8 {
+    pub(super) async fn next(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => INTERRUPT,
             _ = self.terminate.recv() => TERMINATE,
