@@ -18,6 +18,7 @@ mod values;
 mod words;
 
 pub use crate::net::{Bind, Keepalive};
+pub(crate) use parse::is_this_machine;
 pub(crate) use report::counted;
 pub use {
     effective::effective,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::SystemTime,
 };
@@ -68,8 +68,12 @@ pub(super) struct Inputs {
     pub(super) maglevs: HashMap<(PoolName, CloudName), KeptMaglev>,
     resolved: HashMap<Name, Vec<SocketAddr>>,
     cells: HashMap<EndpointKey, (Arc<EndpointIdentity>, Arc<EndpointCell>)>,
-    /// Addresses of ours: a name that points at one of them would loop.
+    /// Where the admin API and telemetry listen, as long as the process lives.
+    servers: Vec<SocketAddr>,
+    /// Addresses of ours: a name that points at one of them would loop, or let clients in where only the operator may be.
     own: Vec<Bind>,
+    /// Names that point at us, so that each is told once.
+    loops: HashMap<PoolName, HashSet<(Arc<str>, SocketAddr)>>,
 }
 
 impl Opinion {
@@ -81,8 +85,8 @@ impl Opinion {
 }
 
 impl Inputs {
-    /// Nothing but a config.
-    pub(super) fn new(config: Arc<Config>) -> Self {
+    /// Nothing but a config, and where the admin API and telemetry listen.
+    pub(super) fn new(config: Arc<Config>, servers: Vec<SocketAddr>) -> Self {
         Self {
             config,
             listeners: Vec::new(),
@@ -95,7 +99,9 @@ impl Inputs {
             maglevs: HashMap::new(),
             resolved: HashMap::new(),
             cells: HashMap::new(),
+            servers,
             own: Vec::new(),
+            loops: HashMap::new(),
         }
     }
 
@@ -110,6 +116,7 @@ impl Inputs {
         self.own = listeners
             .iter()
             .map(|listener| Bind { address: listener.cell.address, ..listener.config.bind })
+            .chain(self.servers.iter().map(|address| Bind { address: *address, only_v6: false }))
             .collect();
         self.listeners = listeners;
         self.retired = retired;
@@ -119,6 +126,7 @@ impl Inputs {
         let pools: HashSet<&PoolName> = config.pools.iter().map(|pool| &pool.name).collect();
         self.members.retain(|pool, _| pools.contains(pool));
         self.unresolved.retain(|pool, _| pools.contains(pool));
+        self.loops.retain(|pool, _| pools.contains(pool));
         self.tier_cells.retain(|(pool, _), _| pools.contains(pool));
         self.group_cells.retain(|(pool, _), _| pools.contains(pool));
         self.maglevs.retain(|(pool, _), _| pools.contains(pool));
@@ -127,6 +135,11 @@ impl Inputs {
             self.members.values().flatten().map(|member| member.identity.key()).collect();
         self.cells.retain(|key, _| alive.contains(key));
         self.opinions.retain(|key, _| alive.contains(key));
+    }
+
+    /// Takes addresses of names that the next config brings, before it is configured.
+    pub(super) fn know(&mut self, resolved: Vec<(Name, Vec<SocketAddr>)>) {
+        self.resolved.extend(resolved);
     }
 
     /// Takes the addresses of a name. False when nothing changed, or nobody asks for the name any more.
@@ -140,33 +153,39 @@ impl Inputs {
         }
         self.resolved.insert(name, addresses);
         self.gather(pool);
+        // What the name no longer has is forgotten, or names that rotate would fill the memory.
+        let members = self.members.get(&pool.name).map(Vec::as_slice).unwrap_or_default();
+        let alive: HashSet<EndpointKey> = members.iter().map(|member| member.identity.key()).collect();
+        self.cells.retain(|key, _| key.pool != pool.name || alive.contains(key));
+        self.opinions.retain(|key, _| key.pool != pool.name || alive.contains(key));
         true
     }
 
-    /// Takes a verdict. False when the endpoint is gone, or the verdict is no news.
+    /// Takes a verdict; the one before. `None` when the endpoint is gone, or the verdict is no news.
     pub(super) fn judge(
         &mut self,
         endpoint: &EndpointKey,
         verdict: Verdict,
         reason: Arc<str>,
         now: Instant,
-    ) -> bool {
-        let Some(opinion) = self.opinions.get_mut(endpoint) else {
-            return false;
-        };
+    ) -> Option<Verdict> {
+        let opinion = self.opinions.get_mut(endpoint)?;
         if opinion.verdict == verdict {
             opinion.reason = reason;
-            return false;
+            return None;
         }
-        let came_back = opinion.verdict == Verdict::Down && verdict == Verdict::Up;
+        let before = opinion.verdict;
+        let came_back = before == Verdict::Down && verdict == Verdict::Up;
+        // To be found alive at first is no change.
+        let found = before == Verdict::Unknown && verdict == Verdict::Up;
         *opinion = Opinion {
             verdict,
             reason,
             since: SystemTime::now(),
-            transitions: opinion.transitions + 1,
+            transitions: opinion.transitions + u64::from(!found),
             returned: came_back.then_some(now),
         };
-        true
+        Some(before)
     }
 
     /// Every name in the config.
@@ -191,6 +210,7 @@ impl Inputs {
         let mut members: Vec<Member> = Vec::new();
         let mut unresolved = Vec::new();
         let mut seen = HashSet::new();
+        let mut loops = HashSet::new();
         for endpoint in &pool.endpoints {
             let (host, addresses) = match &endpoint.address {
                 Address::Socket(address) => (None, vec![*address]),
@@ -204,8 +224,8 @@ impl Inputs {
                 }
             };
             for address in addresses {
-                if host.is_some() && self.is_own(address) {
-                    tracing::warn!(pool = %pool.name, %address, "a name resolves to a listener of ours: left out, or it would loop");
+                if let Some(host) = host.as_ref().filter(|_| self.is_own(address)) {
+                    loops.insert((Arc::clone(host), address));
                     continue;
                 }
                 if seen.insert(address) {
@@ -215,13 +235,18 @@ impl Inputs {
         }
         self.members.insert(pool.name.clone(), members);
         self.unresolved.insert(pool.name.clone(), unresolved);
+        let told = self.loops.get(&pool.name);
+        for (host, address) in loops.iter().filter(|one| !told.is_some_and(|told| told.contains(one))) {
+            tracing::warn!(
+                pool = %pool.name, %host, %address,
+                "this name resolves to an address of this proxy itself: left out, or it would loop"
+            );
+        }
+        self.loops.insert(pool.name.clone(), loops);
     }
 
     fn is_own(&self, address: SocketAddr) -> bool {
-        let target = Bind { address, only_v6: false };
-        self.own.iter().any(|own| {
-            own.address == address || (own.overlaps(&target) && address.ip().to_canonical().is_loopback())
-        })
+        self.own.iter().any(|own| reaches(own, address, config::is_this_machine))
     }
 
     fn member(
@@ -256,5 +281,35 @@ impl Inputs {
             zone: endpoint.zone.clone(),
             host,
         }
+    }
+}
+
+/// True if who dials `address` ends up at `own`.
+fn reaches(own: &Bind, address: SocketAddr, is_here: impl Fn(IpAddr) -> bool) -> bool {
+    let (ip, bound) = (address.ip().to_canonical(), own.address.ip().to_canonical());
+    own.address.port() == address.port()
+        && (bound == ip || own.covers(ip) && (ip.is_loopback() || is_here(ip)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_is_reached_by_the_addresses_of_this_machine_only() {
+        let here = |ip: IpAddr| ip == IpAddr::from([10, 0, 0, 7]);
+        let reached = |bind: &str, only_v6, address: &str| {
+            let own = Bind { address: bind.parse().unwrap(), only_v6 };
+            reaches(&own, address.parse().unwrap(), here)
+        };
+        assert!(reached("0.0.0.0:80", false, "10.0.0.7:80"));
+        assert!(reached("[::]:80", false, "10.0.0.7:80"));
+        assert!(reached("[::]:80", false, "[::ffff:10.0.0.7]:80"));
+        assert!(reached("0.0.0.0:80", false, "127.0.0.9:80"));
+        assert!(reached("10.0.0.8:80", false, "10.0.0.8:80"));
+        assert!(!reached("[::]:80", true, "10.0.0.7:80"));
+        assert!(!reached("0.0.0.0:80", false, "10.0.0.7:81"));
+        assert!(!reached("0.0.0.0:80", false, "10.0.0.8:80"));
+        assert!(!reached("127.0.0.1:80", false, "10.0.0.7:80"));
     }
 }

@@ -8,6 +8,7 @@ pub mod discovery;
 pub mod health;
 mod inputs;
 mod journal;
+mod news;
 mod overview;
 mod policy;
 mod reconcile;

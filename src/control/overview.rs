@@ -1,18 +1,18 @@
-//! From inputs and snapshot to what people are shown, and the sentence for traffic that moved.
+//! From inputs and snapshot to what people are shown.
 
 use std::{collections::HashMap, sync::Arc};
 
 use tokio::time::Instant;
 
 use super::{
-    EndpointView, Failover, ListenerView, Overview, PoolView, View,
+    EndpointView, ListenerView, Overview, PoolView,
     compile::ramp_percent,
     inputs::{Inputs, Member},
 };
 use crate::{
     config,
-    ids::{CloudName, Generation},
-    state::{AllDown, Pool, Snapshot},
+    ids::CloudName,
+    state::{Pool, Snapshot},
 };
 
 /// A picture of this generation.
@@ -30,40 +30,6 @@ pub(super) fn overview(inputs: &Inputs, snapshot: &Snapshot, now: Instant) -> Ov
         .map(|listener| ListenerView { cell: Arc::clone(&listener.cell), pool: listener.config.pool.clone() })
         .collect();
     Overview { generation: snapshot.generation, config: Arc::clone(&inputs.config), listeners, pools }
-}
-
-/// Pools whose first tier stands in other clouds than before.
-pub(super) fn moves(before: &Snapshot, after: &Snapshot) -> Vec<Failover> {
-    let old: HashMap<_, _> = before.pools.iter().map(|pool| (&pool.name, pool)).collect();
-    after
-        .pools
-        .iter()
-        .filter_map(|pool| {
-            let was = old.get(&pool.name).filter(|was| !Arc::ptr_eq(was, pool))?;
-            let (from, to) = (clouds(was), clouds(pool));
-            (from != to && !from.is_empty()).then(|| Failover { pool: pool.name.clone(), from, to })
-        })
-        .collect()
-}
-
-/// Logs, counts and records a move.
-pub(super) fn tell(failover: &Failover, generation: Generation, view: &View) {
-    let Failover { pool, from, to } = failover;
-    let target = if to.is_empty() { "nowhere: every endpoint is down" } else { to };
-    tracing::warn!(%pool, from, to, %generation, "traffic of the pool moved");
-    view.journal.record(generation, format!("pool {pool}: new sessions moved from {from} to {target}"));
-    view.failed_over(failover.clone());
-}
-
-/// The clouds of the first tier, joined with `+`; nothing when new sessions are refused or tried in vain.
-fn clouds(pool: &Pool) -> String {
-    if pool.all_down == Some(AllDown::Refuse) {
-        return String::new();
-    }
-    let names = |tier: &crate::state::Tier| {
-        tier.groups.iter().map(|group| group.cloud.as_str()).collect::<Vec<_>>().join("+")
-    };
-    pool.tiers.first().map(names).unwrap_or_default()
 }
 
 fn pool_view(inputs: &Inputs, pool: &config::Pool, compiled: &Pool, now: Instant) -> PoolView {

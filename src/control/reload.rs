@@ -4,7 +4,11 @@ use std::{future::Future, io, net::TcpListener, path::PathBuf, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{View, inputs::OpenListener, reconcile::NewConfig};
+use super::{
+    View,
+    inputs::OpenListener,
+    reconcile::{NewConfig, Request},
+};
 use crate::{
     config::{self, Config},
     ids::Generation,
@@ -44,13 +48,13 @@ pub(super) type Bound = (Arc<ListenerCell>, Vec<TcpListener>);
 pub(super) struct Loader {
     shared: Arc<Shared>,
     view: Arc<View>,
-    configs: mpsc::Sender<NewConfig>,
+    requests: mpsc::Sender<Request>,
     listeners: Vec<OpenListener>,
 }
 
 impl Loader {
-    pub(super) const fn new(shared: Arc<Shared>, view: Arc<View>, configs: mpsc::Sender<NewConfig>) -> Self {
-        Self { shared, view, configs, listeners: Vec::new() }
+    pub(super) const fn new(shared: Arc<Shared>, view: Arc<View>, requests: mpsc::Sender<Request>) -> Self {
+        Self { shared, view, requests, listeners: Vec::new() }
     }
 
     /// How many listeners are open.
@@ -146,8 +150,8 @@ impl Loader {
     /// Puts a config in force whose listeners are bound.
     async fn publish(&self, config: Config, listeners: Vec<OpenListener>) -> Result<Generation, ReloadError> {
         let (done, answer) = oneshot::channel();
-        let new = NewConfig { config: Arc::new(config), listeners, done };
-        self.configs.send(new).await.map_err(|_| ReloadError::Stopping)?;
+        let new = NewConfig { config: Arc::new(config), listeners, resolved: Vec::new(), done };
+        self.requests.send(Request::Config(new)).await.map_err(|_| ReloadError::Stopping)?;
         answer.await.map_err(|_| ReloadError::Stopping)
     }
 }

@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use super::{
     discovery::Discovery,
     health::Health,
     inputs::OpenListener,
-    reconcile::{Doors, Reconciler},
+    reconcile::{Doors, Reconciler, Request},
     reload::{Bound, Loader, ReloadError, bind},
 };
 use crate::{
@@ -159,8 +159,10 @@ impl Control {
     pub async fn run(self, ready: impl FnOnce()) -> u64 {
         let Self { shared, view, reports, changes: (changes, inbox), bindings, config, path, orders } = self;
         let servers = CancellationToken::new();
+        let own = [&bindings.admin, &bindings.telemetry];
+        let own = own.into_iter().flatten().filter_map(AdminListener::address).collect();
         let serving = serve(&view, bindings.admin, bindings.telemetry, &servers);
-        let (configs, new_configs) = mpsc::channel(1);
+        let (requests, requested) = mpsc::channel(1);
         let observer = Arc::clone(&view);
         let health =
             Health::start(changes.clone(), move |probe| observer.probes.observe(probe.took), rand::random());
@@ -168,20 +170,23 @@ impl Control {
         let discovery = Arc::new(Discovery::start(changes));
         let doors = Doors {
             changes: inbox,
-            configs: new_configs,
+            requests: requested,
             reports,
             health: Arc::clone(&health),
             discovery: Arc::clone(&discovery),
         };
         let reconciler =
-            Reconciler::new(Arc::clone(&shared), Arc::clone(&view), doors, Arc::new(config.clone()));
+            Reconciler::new((Arc::clone(&shared), Arc::clone(&view)), doors, Arc::new(config.clone()), own);
         let reconciling = tokio::spawn(reconciler.run());
-        let mut loader = Loader::new(Arc::clone(&shared), Arc::clone(&view), configs);
+        let mut loader = Loader::new(Arc::clone(&shared), Arc::clone(&view), requests.clone());
         loader
             .first(config, bindings.listeners, async {
                 let deadline = Instant::now() + FIRST_ROUND;
                 discovery.first_round(deadline).await;
+                // Only then are resolved names probed.
+                settle(&requests).await;
                 health.first_round(deadline).await;
+                settle(&requests).await;
             })
             .await;
         shared.sessions.advance(Phase::Ready);
@@ -194,6 +199,15 @@ impl Control {
             drop(server.await);
         }
         left
+    }
+}
+
+/// Waits until the changes so far are in force.
+async fn settle(requests: &mpsc::Sender<Request>) {
+    let (done, settled) = oneshot::channel();
+    // Without a reconciler the process is ending.
+    if requests.send(Request::Settle(done)).await.is_ok() {
+        settled.await.unwrap_or_default();
     }
 }
 

@@ -165,7 +165,7 @@ fn is_localhost(host: &str) -> bool {
 }
 
 /// True if `ip` is an address of this machine: then the kernel would send to it from itself. Nothing is sent.
-fn is_this_machine(ip: IpAddr) -> bool {
+pub(crate) fn is_this_machine(ip: IpAddr) -> bool {
     let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let source = || {
         let socket = UdpSocket::bind((any, 0))?;

@@ -11,6 +11,8 @@ mod pools;
 mod sift;
 mod syntax;
 
+pub(crate) use addresses::is_this_machine;
+
 use std::{collections::HashSet, ops::Range};
 
 use serde::Deserialize as _;

@@ -10,7 +10,7 @@ mod routes;
 mod server;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod totals;
 
 pub use bind::{AdminListener, UnixSocket, bind_tcp, bind_unix};

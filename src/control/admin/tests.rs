@@ -62,7 +62,7 @@ pub(super) fn overview(endpoints: Vec<EndpointView>) -> Overview {
     Overview { generation: Generation(7), config: config(), listeners: Vec::new(), pools: vec![pool] }
 }
 
-fn config() -> Arc<Config> {
+pub(in crate::control) fn config() -> Arc<Config> {
     let cloud = |name: &str| config::Cloud {
         name: CloudName::from(name),
         region: Some(format!("{name}-west")),
@@ -86,7 +86,7 @@ fn config() -> Arc<Config> {
 }
 
 /// Two clouds with two endpoints each, one of them down; a listener; a failover; and traffic.
-pub(super) fn view() -> Arc<View> {
+pub(in crate::control) fn view() -> Arc<View> {
     let shared = Shared::new(Reports::new().0, Sockets::new(2).0, SessionLog::off());
     let view = View::new(Arc::new(shared), config());
     let addresses = [("aws", "10.0.0.1:5432"), ("aws", "[2001:db8::1]:5432"), ("gcp", "10.1.0.1:5432")];

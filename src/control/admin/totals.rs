@@ -57,6 +57,13 @@ struct Tracked {
 }
 
 impl Totals {
+    /// Takes in the cells of `overview`: what comes and goes between two readings counts as well.
+    pub(in crate::control) fn follow(&self, overview: &Overview) {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.follow(overview);
+        ledger.close();
+    }
+
     /// The sums of every group of `overview`, and of those that have left it while they have sessions.
     pub(super) fn read(&self, overview: &Overview) -> BTreeMap<Group, Sums> {
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
@@ -222,6 +229,18 @@ mod tests {
         let sums = totals.read(&moved);
         // The bytes up to the moment that the move was noticed belong to the old cloud.
         assert_eq!((sums[&group("aws")].to_upstream, sums[&group("gcp")].to_upstream), (107, 1));
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_and_goes_between_two_readings_counts() {
+        let totals = Totals::default();
+        let (stays, passes) = (endpoint("db", "aws", "10.0.0.1:1"), endpoint("db", "aws", "10.0.0.2:1"));
+        totals.read(&overview(vec![stays.clone()]));
+        totals.follow(&overview(vec![stays.clone(), passes.clone()]));
+        passes.cell.moved(100, 0);
+        drop(passes);
+        totals.follow(&overview(vec![stays.clone()]));
+        assert_eq!(totals.read(&overview(vec![stays]))[&group("aws")].to_upstream, 100);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use super::*;
 use crate::{
     config::{Address, Admin, AdminBind, Config, Log, Policy, SessionLines, Telemetry, defaults},
+    control::testing::{Lines, alone},
     ids::{EndpointKey, ListenerName},
     net::Bind,
     state::ListenerCell,
@@ -92,7 +93,7 @@ impl Bed {
     fn new(config: Config) -> Self {
         let cell = Arc::new(ListenerCell::new(ListenerName::from("l"), "127.0.0.1:5000".parse().unwrap()));
         let mut bed = Self {
-            inputs: Inputs::new(Arc::new(config.clone())),
+            inputs: Inputs::new(Arc::new(config.clone()), vec!["127.0.0.1:7700".parse().unwrap()]),
             snapshot: Snapshot::default(),
             now: Instant::now(),
             cell,
@@ -114,7 +115,7 @@ impl Bed {
 
     fn judge(&mut self, address: &str, verdict: Verdict) -> bool {
         let key = EndpointKey { pool: PoolName::from("p"), address: address.parse().unwrap() };
-        let news = self.inputs.judge(&key, verdict, Arc::from("because"), self.now);
+        let news = self.inputs.judge(&key, verdict, Arc::from("because"), self.now).is_some();
         self.compile(&Dirty::Pools(HashSet::from([PoolName::from("p")])));
         news
     }
@@ -246,12 +247,58 @@ fn a_name_gets_its_addresses_and_keeps_them() {
 
 #[test]
 fn a_name_that_points_at_us_is_left_out() {
-    let mut bed =
-        Bed::new(config(failover(), false, &[("loop.internal:5000", "aws"), ("10.1.0.1:1", "gcp")]));
+    for (own, kept) in [("127.0.0.1:5000", false), ("127.0.0.1:7700", false), ("127.0.0.1:7701", true)] {
+        let mut bed =
+            Bed::new(config(failover(), false, &[("loop.internal:5000", "aws"), ("10.1.0.1:1", "gcp")]));
+        let name = bed.inputs.names().remove(0);
+        bed.inputs.resolve(name, vec![own.parse().unwrap()]);
+        bed.compile(&Dirty::All);
+        assert_eq!(bed.tiers()[0] == tier(&[("aws", 1)]), kept, "{own}");
+    }
+}
+
+#[test]
+fn a_name_that_points_at_us_is_told_once() {
+    if !alone("control::compile::tests::a_name_that_points_at_us_is_told_once") {
+        return;
+    }
+    let lines = Lines::default();
+    let _guard = lines.capture();
+    let looping = config(failover(), false, &[("loop.internal:5000", "aws"), ("10.1.0.1:1", "gcp")]);
+    let mut bed = Bed::new(looping.clone());
     let name = bed.inputs.names().remove(0);
-    bed.inputs.resolve(name, vec!["127.0.0.1:5000".parse().unwrap()]);
-    bed.compile(&Dirty::All);
-    assert_eq!(bed.tiers(), [tier(&[("gcp", 1)])]);
+    let own = "127.0.0.1:7700".parse().unwrap();
+    bed.inputs.resolve(name.clone(), vec![own]);
+    bed.inputs.resolve(name, vec![own, "10.9.0.1:1".parse().unwrap()]);
+    bed.configure(looping);
+    let told = lines.with("loop.internal");
+    assert_eq!(told.len(), 1, "{told:?}");
+}
+
+#[test]
+fn what_a_name_no_longer_has_is_forgotten() {
+    let mut bed = Bed::new(config(failover(), true, &[("db.internal:5432", "aws"), ("10.1.0.1:1", "gcp")]));
+    let name = bed.inputs.names().remove(0);
+    for last in 1..100_u8 {
+        bed.inputs.resolve(name.clone(), vec![SocketAddr::from(([10, 9, 0, last], 5432))]);
+    }
+    assert_eq!(bed.inputs.opinions.len(), 2);
+    let kept = EndpointKey { pool: PoolName::from("p"), address: "10.9.0.99:5432".parse().unwrap() };
+    assert!(bed.inputs.opinions.contains_key(&kept));
+}
+
+#[test]
+fn to_be_found_alive_at_first_is_no_change() {
+    let mut bed = Bed::new(config(failover(), true, &FOUR));
+    let transitions = |bed: &Bed, address: &str| {
+        let key = EndpointKey { pool: PoolName::from("p"), address: address.parse().unwrap() };
+        bed.inputs.opinions[&key].transitions
+    };
+    bed.judge("10.0.0.1:1", Verdict::Up);
+    bed.judge("10.0.0.2:1", Verdict::Down);
+    assert_eq!((transitions(&bed, "10.0.0.1:1"), transitions(&bed, "10.0.0.2:1")), (0, 1));
+    bed.judge("10.0.0.1:1", Verdict::Down);
+    assert_eq!(transitions(&bed, "10.0.0.1:1"), 1);
 }
 
 #[test]

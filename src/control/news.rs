@@ -1,0 +1,235 @@
+//! What becomes of a pool from one snapshot to the next, told once in log, journal and metrics: traffic that moved to
+//! other clouds, and outages from their start to their end.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Failover, View};
+use crate::{
+    ids::{Generation, PoolName},
+    state::{AllDown, Pool, Snapshot, Tier},
+};
+
+/// The label of a failover that has no cloud on one side.
+const NONE: &str = "none";
+
+/// Tells what happens to pools. Remembers the outages under way.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    outages: HashMap<PoolName, Outage>,
+}
+
+/// Every endpoint of a pool is down.
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    how: AllDown,
+    /// The clouds that had the traffic before.
+    from: String,
+}
+
+impl News {
+    /// Tells how the pools of `after` differ from those of `before`. Moves count from when sessions are accepted: until
+    /// then nothing moved, endpoints only became known.
+    pub(super) fn tell(
+        &mut self,
+        (before, after): (&Snapshot, &Snapshot),
+        ready: bool,
+        view: &View,
+        now: Instant,
+    ) {
+        let old: HashMap<_, _> = before.pools.iter().map(|pool| (&pool.name, pool)).collect();
+        self.outages.retain(|name, _| after.pools.iter().any(|pool| pool.name == *name));
+        for pool in &after.pools {
+            let Some(was) = old.get(&pool.name).filter(|was| !Arc::ptr_eq(was, pool)) else {
+                continue;
+            };
+            let counted = ready.then_some(view);
+            match (was.all_down, pool.all_down) {
+                (None, None) => moved(was, pool, counted, after.generation),
+                (Some(before), Some(how)) if before == how => {}
+                (_, Some(how)) => {
+                    let failover = self.begin(was, pool, how, now);
+                    entered(pool, how, view, after.generation);
+                    count(failover, counted);
+                }
+                (Some(_), None) => {
+                    // A pool that never had an endpoint has none again: its names have just been resolved.
+                    let Some(outage) = self.outages.remove(&pool.name) else { continue };
+                    left(pool, now.duration_since(outage.since), view, after.generation);
+                    let from = if outage.how == AllDown::Refuse { NONE.to_owned() } else { outage.from };
+                    count(failover(&pool.name, from, clouds(pool)), counted);
+                }
+            }
+        }
+    }
+
+    /// Notes an outage, or that one under way has another effect; the failover that it is.
+    fn begin(&mut self, was: &Pool, pool: &Pool, how: AllDown, now: Instant) -> Option<Failover> {
+        let fresh = || Outage { since: now, how, from: clouds(was) };
+        let outage = self.outages.entry(pool.name.clone()).or_insert_with(fresh);
+        outage.how = how;
+        // Nobody has moved while the old clouds are tried on.
+        (how == AllDown::Refuse).then(|| failover(&pool.name, outage.from.clone(), NONE.to_owned())).flatten()
+    }
+}
+
+fn moved(was: &Pool, pool: &Pool, counted: Option<&View>, generation: Generation) {
+    let Some(view) = counted else { return };
+    let Some(failover) = failover(&pool.name, clouds(was), clouds(pool)) else { return };
+    let Failover { pool, from, to } = &failover;
+    tracing::warn!(%pool, from, to, generation = generation.0, "traffic of the pool moved");
+    view.journal.record(generation, format!("pool {pool}: new sessions moved from {from} to {to}"));
+    count(Some(failover), counted);
+}
+
+fn entered(pool: &Pool, how: AllDown, view: &View, generation: Generation) {
+    let (name, clouds) = (&pool.name, clouds(pool));
+    let effect = match how {
+        AllDown::TryAnyway if !clouds.is_empty() => format!("are tried anyway on {clouds}"),
+        AllDown::TryAnyway | AllDown::Refuse => "are refused".to_owned(),
+    };
+    let text = format!("every endpoint of pool {name} is down: new sessions {effect}");
+    tracing::error!(pool = %name, generation = generation.0, "{text}");
+    view.journal.record(generation, text);
+}
+
+fn left(pool: &Pool, lasted: Duration, view: &View, generation: Generation) {
+    let (name, clouds, lasted) = (&pool.name, clouds(pool), lasted.as_secs_f64());
+    let text =
+        format!("pool {name} has endpoints again: new sessions go to {clouds} (all down for {lasted:.1} s)");
+    tracing::warn!(pool = %name, generation = generation.0, "{text}");
+    view.journal.record(generation, text);
+}
+
+fn count(failover: Option<Failover>, counted: Option<&View>) {
+    if let (Some(failover), Some(view)) = (failover, counted) {
+        view.failed_over(failover);
+    }
+}
+
+fn failover(pool: &PoolName, from: String, to: String) -> Option<Failover> {
+    (from != to && !from.is_empty() && !to.is_empty()).then(|| Failover { pool: pool.clone(), from, to })
+}
+
+/// The clouds of the first tier, joined with `+`.
+fn clouds(pool: &Pool) -> String {
+    let names =
+        |tier: &Tier| tier.groups.iter().map(|group| group.cloud.as_str()).collect::<Vec<_>>().join("+");
+    pool.tiers.first().map(names).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        balance::{Balance, Shares},
+        control::admin::tests::view,
+        ids::CloudName,
+        state::{Connect, Group},
+    };
+
+    /// A snapshot of one pool whose first tier stands in `clouds`.
+    fn snapshot(generation: u64, clouds: &[&str], all_down: Option<AllDown>) -> Snapshot {
+        let group = |cloud: &&str| Group {
+            cloud: CloudName::from(*cloud),
+            endpoints: Vec::new(),
+            shares: Shares::new([1]),
+            maglev: None,
+            cell: Arc::default(),
+        };
+        let tier = Tier {
+            groups: clouds.iter().map(group).collect(),
+            shares: Shares::new(clouds.iter().map(|_| 1)),
+            cell: Arc::default(),
+        };
+        let timeout = Duration::from_secs(1);
+        let pool = Pool {
+            name: PoolName::from("p"),
+            balance: Balance::Random,
+            tiers: if clouds.is_empty() { Vec::new() } else { vec![tier] },
+            connect: Connect { timeout, attempts: 1, total: timeout },
+            all_down,
+        };
+        Snapshot { generation: Generation(generation), listeners: Vec::new(), pools: vec![Arc::new(pool)] }
+    }
+
+    /// The sentences and the failovers of pool `p` from a row of snapshots, 7.1 s apart.
+    fn told(ready: bool, snapshots: &[Snapshot]) -> (Vec<String>, Vec<(String, String, u64)>) {
+        let (view, mut news, mut now) = (view(), News::default(), Instant::now());
+        let before = view.journal.last(usize::MAX).len();
+        for pair in snapshots.windows(2) {
+            news.tell((&pair[0], &pair[1]), ready, &view, now);
+            now += Duration::from_millis(7100);
+        }
+        let events = view.journal.last(usize::MAX).split_off(before);
+        let failovers = view.failovers().into_iter().filter(|(failover, _)| failover.pool.as_str() == "p");
+        (
+            events.into_iter().map(|event| event.text).collect(),
+            failovers.map(|(failover, count)| (failover.from, failover.to, count)).collect(),
+        )
+    }
+
+    #[test]
+    fn an_outage_with_old_endpoints_tried_is_no_failover() {
+        let how = Some(AllDown::TryAnyway);
+        let all = [
+            snapshot(1, &["gcp"], None),
+            snapshot(2, &["aws"], how),
+            snapshot(3, &["aws"], how),
+            snapshot(4, &["gcp"], None),
+        ];
+        let (events, failovers) = told(true, &all);
+        assert_eq!(
+            events,
+            [
+                "every endpoint of pool p is down: new sessions are tried anyway on aws",
+                "pool p has endpoints again: new sessions go to gcp (all down for 14.2 s)",
+            ]
+        );
+        assert!(failovers.is_empty(), "{failovers:?}");
+    }
+
+    #[test]
+    fn an_outage_that_ends_in_another_cloud_is_one_failover() {
+        let all = [
+            snapshot(1, &["gcp"], None),
+            snapshot(2, &["aws"], Some(AllDown::TryAnyway)),
+            snapshot(3, &["aws"], None),
+        ];
+        assert_eq!(told(true, &all).1, [("gcp".to_owned(), "aws".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn an_outage_that_refuses_is_told_at_both_ends_and_never_with_an_empty_label() {
+        let all = [
+            snapshot(1, &["gcp"], None),
+            snapshot(2, &[], Some(AllDown::Refuse)),
+            snapshot(3, &["gcp"], None),
+        ];
+        let (events, failovers) = told(true, &all);
+        assert_eq!(
+            events,
+            [
+                "every endpoint of pool p is down: new sessions are refused",
+                "pool p has endpoints again: new sessions go to gcp (all down for 7.1 s)",
+            ]
+        );
+        let one = |from: &str, to: &str| (from.to_owned(), to.to_owned(), 1);
+        assert_eq!(failovers, [one("gcp", "none"), one("none", "gcp")]);
+    }
+
+    #[test]
+    fn nothing_has_moved_before_sessions_are_accepted() {
+        let all = [snapshot(1, &["aws"], None), snapshot(2, &["gcp"], None)];
+        assert_eq!(told(false, &all), (Vec::new(), Vec::new()));
+        assert_eq!(told(true, &all).0, ["pool p: new sessions moved from aws to gcp"]);
+    }
+
+    #[test]
+    fn names_that_resolve_for_the_first_time_end_no_outage() {
+        let all = [snapshot(1, &[], Some(AllDown::TryAnyway)), snapshot(2, &["aws"], None)];
+        assert_eq!(told(true, &all), (Vec::new(), Vec::new()));
+    }
+}
