@@ -44,6 +44,9 @@ pub struct Process {
     pub last_reload: Option<Reload>,
     /// Reloads so far.
     pub reloads: Reloads,
+    /// Settings that the file has otherwise since a reload, and that take effect only at a restart.
+    #[serde(default)]
+    pub needs_restart: Vec<String>,
 }
 
 /// How a reload ended.

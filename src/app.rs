@@ -243,13 +243,19 @@ impl Signals {
             tokio::select! {
                 Some(()) = terminate.recv() => self.stop("SIGTERM", SignalKind::terminate()),
                 Some(()) = interrupt.recv() => self.stop("SIGINT", SignalKind::interrupt()),
-                Some(()) = quit.recv() => {
-                    tracing::info!("SIGQUIT: draining without a deadline");
-                    self.orders.stop.send_replace(Stop::Drain(None));
-                }
+                Some(()) = quit.recv() => self.orders.stop.send_modify(|stop| {
+                    *stop = stop.later();
+                    if *stop == Stop::Drain(None) {
+                        tracing::info!("SIGQUIT: draining without a deadline");
+                    }
+                }),
                 Some(()) = hangup.recv() => {
                     self.reopen.reopen();
-                    self.orders.reload.notify_one();
+                    if *self.orders.stop.borrow() == Stop::No {
+                        self.orders.reload.notify_one();
+                    } else {
+                        tracing::info!("SIGHUP: the process is stopping, so the config is not read again");
+                    }
                 }
                 Some(()) = reopen.recv() => self.reopen.reopen(),
                 Some(()) = upgrade.recv() => tracing::warn!("SIGUSR2 is not in use yet"),
@@ -258,17 +264,15 @@ impl Signals {
         }
     }
 
-    /// The first signal drains, the second ends.
+    /// The first signal drains with a deadline, the second ends.
     fn stop(&self, name: &str, kind: SignalKind) {
         self.orders.stop.send_modify(|stop| {
-            if *stop == Stop::No {
-                let patience = self.view.overview.load().config.drain_timeout;
+            *stop = stop.sooner(self.view.overview.load().config.drain_timeout);
+            if let Stop::Drain(Some(patience)) = *stop {
                 tracing::info!("{name}: draining for at most {patience:?}; a second signal ends at once");
-                *stop = Stop::Drain(Some(patience));
             } else {
                 tracing::warn!("{name}: ending at once");
                 self.forced_by.store(kind.as_raw_value(), Relaxed);
-                *stop = Stop::Now;
             }
         });
     }

@@ -11,6 +11,7 @@ mod journal;
 mod news;
 mod overview;
 mod policy;
+mod prepare;
 mod reconcile;
 mod reload;
 mod round;

@@ -1,16 +1,24 @@
 //! From a config to one in force, whole or not at all: everything that can fail is done before anything changes.
 
-use std::{future::Future, io, net::TcpListener, path::PathBuf, sync::Arc};
+use std::{
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     View,
-    inputs::OpenListener,
+    inputs::{Name, OpenListener},
+    prepare::{Prepared, prepare},
     reconcile::{NewConfig, Request},
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Report},
     ids::Generation,
     net::{self, Bind, Listen},
     state::{ListenerCell, Shared},
@@ -35,6 +43,35 @@ pub enum ReloadError {
     /// The process runs without a file.
     #[error("there is no config file to read again")]
     NoFile,
+    /// The file does not come.
+    #[error("{} could not be read within {}", .0.display(), humantime::format_duration(*.1))]
+    Slow(PathBuf, Duration),
+    /// A pool that has endpoints would have none.
+    #[error("pool {pool} would have no endpoint: {reason}")]
+    Emptied {
+        /// Which pool.
+        pool: String,
+        /// Which names do not resolve.
+        reason: String,
+    },
+    /// An address is taken by a listener of the config in force.
+    #[error(
+        "cannot bind {address} (listener {listener}): listener {holder} of this proxy has {held}. Reload twice, first \
+         without listener {holder} and then with listener {listener}, or restart"
+    )]
+    Held {
+        /// Which listener.
+        listener: String,
+        /// Its address.
+        address: Bind,
+        /// The listener that is open.
+        holder: String,
+        /// Where it is open.
+        held: SocketAddr,
+    },
+    /// No listener is left.
+    #[error("a config without a listener would close every listener: stop the process instead")]
+    NoListener,
     /// The control plane is ending.
     #[error("the process is stopping")]
     Stopping,
@@ -50,11 +87,14 @@ pub(super) struct Loader {
     view: Arc<View>,
     requests: mpsc::Sender<Request>,
     listeners: Vec<OpenListener>,
+    /// What the process was started with: some settings stay as they are until it ends.
+    started: Arc<Config>,
 }
 
 impl Loader {
-    pub(super) const fn new(shared: Arc<Shared>, view: Arc<View>, requests: mpsc::Sender<Request>) -> Self {
-        Self { shared, view, requests, listeners: Vec::new() }
+    pub(super) fn new(shared: Arc<Shared>, view: Arc<View>, requests: mpsc::Sender<Request>) -> Self {
+        let started = Arc::clone(&view.overview.load().config);
+        Self { shared, view, requests, listeners: Vec::new(), started }
     }
 
     /// How many listeners are open.
@@ -70,7 +110,7 @@ impl Loader {
             .zip(&bound)
             .map(|(listener, bound)| OpenListener::of(listener, bound))
             .collect();
-        if let Err(error) = self.publish(config, listeners.clone()).await {
+        if let Err(error) = self.publish(config, listeners.clone(), Vec::new()).await {
             tracing::error!(%error, "the first config was not published");
         }
         known.await;
@@ -80,12 +120,30 @@ impl Loader {
         self.listeners = listeners;
     }
 
-    /// Reads the file again and puts it in force, or says why the old config stays.
-    pub(super) async fn reload(&mut self, path: Option<PathBuf>) {
-        match self.try_reload(path).await {
-            Ok(generation) => {
-                tracing::info!(%generation, "config reloaded");
-                self.view.journal.record(generation, "config reloaded".to_owned());
+    /// Reads the file again and finds out what applying it takes. Changes nothing: it may be given up.
+    pub(super) async fn prepare(&self, path: Option<PathBuf>) -> Result<Prepared, ReloadError> {
+        let now = self.view.overview.load_full();
+        prepare(path, &now).await
+    }
+
+    /// Puts a config in force, or says why the old one stays. Must not be given up halfway.
+    pub(super) async fn reload(&mut self, prepared: Result<Prepared, ReloadError>) {
+        let outcome = match prepared {
+            Ok(prepared) => self.apply(prepared).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok((generation, warnings)) => {
+                for problem in warnings.problems() {
+                    let line = problem.span.as_ref().map(|span| warnings.position(span.start).0);
+                    tracing::warn!(line, code = problem.code.as_str(), "config: {}", problem.what);
+                }
+                let count = match warnings.warnings() {
+                    0 => String::new(),
+                    count => format!(" ({})", config::counted(count, "warning")),
+                };
+                tracing::info!(generation = generation.0, "config reloaded{count}");
+                self.view.journal.record(generation, format!("config reloaded{count}"));
                 self.view.reloaded(None);
             }
             Err(error) => {
@@ -97,19 +155,12 @@ impl Loader {
         }
     }
 
-    async fn try_reload(&mut self, path: Option<PathBuf>) -> Result<Generation, ReloadError> {
-        let path = path.ok_or(ReloadError::NoFile)?;
-        // A large file takes a while, and the control plane has more to do.
-        let loaded = tokio::task::spawn_blocking(move || config::load(&path)).await;
-        let loaded = loaded.map_err(|_| ReloadError::Stopping)?.map_err(ReloadError::Refused)?;
-        self.apply(loaded.config).await
-    }
-
-    async fn apply(&mut self, config: Config) -> Result<Generation, ReloadError> {
-        let old = Arc::clone(&self.view.overview.load().config);
-        for setting in needs_restart(&old, &config) {
-            tracing::warn!(setting, "changed in the file, but takes effect only at a restart");
+    async fn apply(&mut self, prepared: Prepared) -> Result<(Generation, Report), ReloadError> {
+        let Prepared { mut config, warnings, resolved } = prepared;
+        if config.listeners.is_empty() && !self.listeners.is_empty() {
+            return Err(ReloadError::NoListener);
         }
+        let waiting = keep(&self.started, &mut config);
         let mut fresh: Vec<Bound> = Vec::new();
         let mut listeners = Vec::new();
         let mut changed = Vec::new();
@@ -123,13 +174,14 @@ impl Loader {
                     listeners.push(open);
                 }
                 None => {
-                    let bound = bind(listener, self.shared.sockets.workers())?;
+                    let bound = bind(listener, self.shared.sockets.workers())
+                        .map_err(|error| self.held(listener, &error).unwrap_or(error))?;
                     listeners.push(OpenListener::of(listener, &bound));
                     fresh.push(bound);
                 }
             }
         }
-        let generation = self.publish(config, listeners.clone()).await?;
+        let generation = self.publish(config, listeners.clone(), resolved).await?;
         // Nothing fails from here on.
         for (cell, sockets) in fresh {
             self.shared.open(&cell, sockets).await;
@@ -144,13 +196,38 @@ impl Loader {
             self.shared.sockets.close(&gone.cell).await;
         }
         self.listeners = listeners;
-        Ok(generation)
+        for setting in &waiting {
+            tracing::warn!(setting, "changed in the file, but takes effect only at a restart");
+        }
+        self.view.needs_restart.store(Arc::new(waiting));
+        Ok((generation, warnings))
+    }
+
+    /// Why an address cannot be bound, if it is one of ours: a listener keeps its sockets under its name and address.
+    fn held(&self, listener: &config::Listener, error: &ReloadError) -> Option<ReloadError> {
+        let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        if !matches!(error, ReloadError::Bind { source, .. } if in_use(source)) {
+            return None;
+        }
+        let bind = |open: &OpenListener| Bind { address: open.cell.address, ..open.config.bind };
+        let holder = self.listeners.iter().find(|open| bind(open).overlaps(&listener.bind))?;
+        Some(ReloadError::Held {
+            listener: listener.name.to_string(),
+            address: listener.bind,
+            holder: holder.cell.name.to_string(),
+            held: holder.cell.address,
+        })
     }
 
     /// Puts a config in force whose listeners are bound.
-    async fn publish(&self, config: Config, listeners: Vec<OpenListener>) -> Result<Generation, ReloadError> {
+    async fn publish(
+        &self,
+        config: Config,
+        listeners: Vec<OpenListener>,
+        resolved: Vec<(Name, Vec<SocketAddr>)>,
+    ) -> Result<Generation, ReloadError> {
         let (done, answer) = oneshot::channel();
-        let new = NewConfig { config: Arc::new(config), listeners, resolved: Vec::new(), done };
+        let new = NewConfig { config: Arc::new(config), listeners, resolved, done };
         self.requests.send(Request::Config(new)).await.map_err(|_| ReloadError::Stopping)?;
         answer.await.map_err(|_| ReloadError::Stopping)
     }
@@ -169,7 +246,7 @@ pub(super) fn bind(listener: &config::Listener, workers: usize) -> Result<Bound,
     Ok((Arc::new(ListenerCell::new(listener.name.clone(), address)), sockets))
 }
 
-fn options(listener: &config::Listener, address: std::net::SocketAddr) -> Listen {
+fn options(listener: &config::Listener, address: SocketAddr) -> Listen {
     Listen {
         bind: Bind { address, ..listener.bind },
         backlog: listener.backlog,
@@ -177,15 +254,39 @@ fn options(listener: &config::Listener, address: std::net::SocketAddr) -> Listen
     }
 }
 
-/// Settings that differ and that only a restart can change.
-fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+/// Settings that only a restart can change stay as they are in `started`; those that the file has otherwise.
+fn keep(started: &Config, config: &mut Config) -> Vec<&'static str> {
+    fn keep<T: Clone + PartialEq>(name: &'static str, from: &T, to: &mut T) -> Option<&'static str> {
+        let differs = from != to;
+        to.clone_from(from);
+        differs.then_some(name)
+    }
     [
-        ("workers", old.workers != new.workers),
-        ("log", old.log != new.log),
-        ("admin", old.admin != new.admin),
-        ("telemetry", old.telemetry != new.telemetry),
+        keep("workers", &started.workers, &mut config.workers),
+        keep("log", &started.log, &mut config.log),
+        keep("admin", &started.admin, &mut config.admin),
+        keep("telemetry", &started.telemetry, &mut config.telemetry),
     ]
     .into_iter()
-    .filter_map(|(setting, differs)| differs.then_some(setting))
+    .flatten()
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::admin::tests::config;
+
+    #[test]
+    fn what_takes_a_restart_stays_as_the_process_was_started() {
+        let started = config();
+        let mut new = (*started).clone();
+        new.workers = Some(7);
+        new.log.level = config::Level::Trace;
+        new.drain_timeout += Duration::from_secs(1);
+        assert_eq!(keep(&started, &mut new), ["workers", "log"]);
+        assert_eq!((new.workers, &new.log), (started.workers, &started.log));
+        assert_ne!(new.drain_timeout, started.drain_timeout);
+        assert!(keep(&started, &mut (*started).clone()).is_empty());
+    }
 }

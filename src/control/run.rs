@@ -147,7 +147,7 @@ fn optional(
         Ok(listener) => Ok(Some(listener)),
         Err(source) if explicit => Err(StartError::Address { what, address, source }),
         Err(error) => {
-            tracing::warn!(what, address, %error, "the default address is taken: going on without it");
+            tracing::warn!(what, address, %error, "the default address is taken: going on without it. `status` and `health` without an address ask the process that has it");
             Ok(None)
         }
     }
@@ -161,6 +161,11 @@ impl Control {
         let servers = CancellationToken::new();
         let own = [&bindings.admin, &bindings.telemetry];
         let own = own.into_iter().flatten().filter_map(AdminListener::address).collect();
+        told("admin", bindings.admin.as_ref(), &config);
+        told("telemetry", bindings.telemetry.as_ref(), &config);
+        for (listener, (cell, _)) in config.listeners.iter().zip(&bindings.listeners) {
+            tracing::info!(listener = %listener.name, address = %cell.address, pool = %listener.pool, "listening");
+        }
         let serving = serve(&view, bindings.admin, bindings.telemetry, &servers);
         let (requests, requested) = mpsc::channel(1);
         let observer = Arc::clone(&view);
@@ -190,7 +195,7 @@ impl Control {
             })
             .await;
         shared.sessions.advance(Phase::Ready);
-        tracing::info!(generation = %shared.snapshot().generation, listeners = loader.listeners(), "ready");
+        tracing::info!(generation = shared.snapshot().generation.0, listeners = loader.listeners(), "ready");
         ready();
         let left = obey(&mut loader, path, &orders, &shared).await;
         reconciling.abort();
@@ -199,6 +204,15 @@ impl Control {
             drop(server.await);
         }
         left
+    }
+}
+
+fn told(what: &'static str, server: Option<&AdminListener>, config: &Config) {
+    let Some(server) = server else { return };
+    match (server.address(), &config.admin.bind) {
+        (Some(address), _) => tracing::info!(what, %address, "listening"),
+        (None, AdminBind::Unix(path)) => tracing::info!(what, address = %path.display(), "listening"),
+        (None, _) => {}
     }
 }
 
@@ -228,33 +242,103 @@ fn serve(
 /// Carries out orders until the process has stopped; the number of sessions that had to be reset.
 async fn obey(loader: &mut Loader, path: Option<PathBuf>, orders: &Orders, shared: &Shared) -> u64 {
     let mut stop = orders.stop.subscribe();
-    let patience = loop {
-        tokio::select! {
+    loop {
+        let prepared = tokio::select! {
             biased;
-            order = stop.wait_for(|order| *order != Stop::No) => match order.map(|order| *order) {
-                Ok(Stop::Drain(patience)) => break patience,
-                _ => break Some(Duration::ZERO),
-            },
-            () = orders.reload.notified() => loader.reload(path.clone()).await,
-        }
-    };
-    shared.sessions.advance(Phase::Draining);
-    tracing::info!(sessions = shared.sessions.active(), patience = ?patience, "draining: no new sessions");
-    tokio::select! {
-        biased;
-        () = shared.sessions.quiet() => {}
-        _ = stop.wait_for(|order| *order == Stop::Now) => {}
-        () = async { sleep(patience.unwrap_or_default()).await }, if patience.is_some() => {}
+            _ = stop.wait_for(|order| *order != Stop::No) => break,
+            // A file that does not come, and a resolver that does not answer, hold up no stop.
+            prepared = async {
+                orders.reload.notified().await;
+                loader.prepare(path.clone()).await
+            } => prepared,
+        };
+        loader.reload(prepared).await;
     }
+    shared.sessions.advance(Phase::Draining);
+    drain(stop, shared).await;
     let left = shared.sessions.active();
     shared.sessions.advance(Phase::Stopping);
     tracing::info!(reset = left, "stopped");
     left
 }
 
+/// Waits until the sessions have ended, or the patience, which may change meanwhile.
+async fn drain(mut stop: watch::Receiver<Stop>, shared: &Shared) {
+    loop {
+        let Stop::Drain(patience) = *stop.borrow_and_update() else { return };
+        let limit =
+            patience.map_or_else(|| "none".to_owned(), |time| humantime::format_duration(time).to_string());
+        tracing::info!(sessions = shared.sessions.active(), patience = limit, "draining: no new sessions");
+        tokio::select! {
+            biased;
+            () = shared.sessions.quiet() => return,
+            changed = stop.changed() => if changed.is_err() { return },
+            () = async { sleep(patience.unwrap_or_default()).await }, if patience.is_some() => return,
+        }
+    }
+}
+
+impl Stop {
+    /// After a signal to end within `patience`. The second of those ends at once.
+    #[must_use]
+    pub const fn sooner(self, patience: Duration) -> Self {
+        match self {
+            Self::No | Self::Drain(None) => Self::Drain(Some(patience)),
+            Self::Drain(Some(_)) | Self::Now => Self::Now,
+        }
+    }
+
+    /// After a signal to end without a deadline. What was to end at once still does.
+    #[must_use]
+    pub const fn later(self) -> Self {
+        match self {
+            Self::Now => Self::Now,
+            Self::No | Self::Drain(_) => Self::Drain(None),
+        }
+    }
+}
+
 impl OpenListener {
     /// A listener with the cell that its sockets were bound for.
     pub(super) fn of(config: &crate::config::Listener, bound: &Bound) -> Self {
         Self { config: config.clone(), cell: Arc::clone(&bound.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::admin::tests::view;
+
+    #[test]
+    fn a_second_deadline_ends_and_none_is_lifted_by_a_later_word() {
+        let patience = Duration::from_secs(5);
+        let deadline = Stop::Drain(Some(patience));
+        assert_eq!(Stop::No.sooner(patience), deadline);
+        assert_eq!(deadline.sooner(patience), Stop::Now);
+        assert_eq!(Stop::No.later(), Stop::Drain(None));
+        assert_eq!(Stop::Drain(None).sooner(patience), deadline);
+        assert_eq!(deadline.later(), Stop::Drain(None));
+        assert_eq!((Stop::Now.later(), Stop::Now.sooner(patience)), (Stop::Now, Stop::Now));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_follows_its_patience() {
+        let view = view();
+        view.shared.sessions.begin();
+        let (hour, second) = (Duration::from_secs(3600), Duration::from_secs(1));
+        let stop = watch::Sender::new(Stop::Drain(Some(second)));
+        let start = Instant::now();
+        let draining = drain(stop.subscribe(), &view.shared);
+        let steering = async {
+            sleep(second / 2).await;
+            stop.send_replace(Stop::Drain(None));
+            sleep(hour).await;
+            stop.send_replace(Stop::Drain(Some(second)));
+        };
+        tokio::join!(draining, steering);
+        assert_eq!(start.elapsed().as_millis(), (second / 2 + hour + second).as_millis());
+        stop.send_replace(Stop::Now);
+        drain(stop.subscribe(), &view.shared).await;
     }
 }

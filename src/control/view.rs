@@ -37,6 +37,8 @@ pub struct View {
     pub compiles: Histogram,
     /// Event lines that found the log queue full; set once logging is set up.
     pub log_dropped: OnceLock<ErrorCounter>,
+    /// Settings that the file has otherwise, and that only a restart can change.
+    pub needs_restart: ArcSwap<Vec<&'static str>>,
     /// Sums over the endpoints of a pool in a cloud, for the admin API and the metrics page.
     pub(super) totals: Totals,
     reloads: [AtomicU64; 2],
@@ -149,6 +151,7 @@ impl View {
             probes: Histogram::default(),
             compiles: Histogram::default(),
             log_dropped: OnceLock::new(),
+            needs_restart: ArcSwap::default(),
             totals: Totals::default(),
             reloads: Default::default(),
             last_reload: ArcSwap::from_pointee(None),

@@ -7,7 +7,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     process::Command,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use crate::harness::{
@@ -103,6 +103,64 @@ async fn a_second_signal_ends_a_drain_at_once() {
     proxy.signal(Signal::TERM);
     proxy.end().await;
     assert_eq!(read_out(&mut client).await, (Vec::new(), Ending::Reset));
+}
+
+#[tokio::test]
+async fn a_config_file_that_does_not_come_holds_up_no_stop() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let mut proxy = Proxy::start(serving(&place, &backend).0).await;
+    let path = proxy.folder().join("twinspan.toml");
+    std::fs::remove_file(&path).unwrap();
+    let made = run("mkfifo", &[path.as_os_str()]).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    proxy.signal(Signal::HUP);
+    // Someone who opens the pipe to write comes through when there is a reader: the reload is under way.
+    let opening = path.clone();
+    let writer = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(opening));
+    let _writer = soon("the reload", writer).await.unwrap().unwrap();
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.end().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn sigterm_after_sigquit_sets_the_deadline() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (setup, bind) = serving(&place, &backend);
+    let mut proxy = Proxy::start(setup.drain_timeout("1s")).await;
+    let mut client = connect(bind).await;
+    greet(&mut client).await;
+    proxy.signal(Signal::QUIT);
+    eventually("draining", async || (proxy.get("/readyz").await?.0 == 503).then_some(())).await;
+    let start = Instant::now();
+    proxy.signal(Signal::TERM);
+    assert_eq!(read_out(&mut client).await, (Vec::new(), Ending::Reset));
+    assert!(start.elapsed() > Duration::from_millis(900), "after {:?}", start.elapsed());
+    assert_eq!(proxy.end().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn sigquit_after_sigterm_lifts_the_deadline_and_sighup_is_too_late() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (setup, bind) = serving(&place, &backend);
+    let mut proxy = Proxy::start(setup.drain_timeout("2s")).await;
+    let mut client = connect(bind).await;
+    greet(&mut client).await;
+    proxy.signal(Signal::TERM);
+    eventually("draining", async || (proxy.get("/readyz").await?.0 == 503).then_some(())).await;
+    let before = proxy.lines();
+    proxy.signal(Signal::QUIT);
+    proxy.line_from(before, "SIGQUIT", |line| line.contains("without a deadline").then_some(())).await;
+    proxy.signal(Signal::HUP);
+    proxy.line_from(before, "SIGHUP", |line| line.contains("is not read again").then_some(())).await;
+    let early = timeout(Duration::from_secs(3), client.peek(&mut [0])).await;
+    assert!(early.is_err(), "the deadline holds: {early:?}");
+    greet(&mut client).await;
+    client.shutdown().await.unwrap();
+    assert_eq!(read_out(&mut client).await, (Vec::new(), Ending::Clean));
+    assert_eq!(proxy.end().await.code(), Some(0));
 }
 
 #[tokio::test]

@@ -190,3 +190,117 @@ async fn an_endpoint_that_a_reload_removes_keeps_its_open_sessions() {
     open.shutdown().await.unwrap();
     assert_eq!(read_out(&mut open).await.0, b"goodbye");
 }
+
+/// Reloads `text` and waits for the error that says why not; it contains `words`.
+async fn refused(proxy: &Proxy, text: &str, words: &str) {
+    let before = proxy.lines();
+    proxy.reload(text).await;
+    let find = |line: &str| (line.contains("\"ERROR\"") && line.contains(words)).then_some(());
+    proxy.line_from(before, words, find).await;
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_is_not_put_in_place_of_endpoints() {
+    let place = Place::new();
+    let aws = Backend::named(&place, "aws1").await;
+    let bind = place.free();
+    let at = listener(bind, "web", "");
+    let setup = Setup::new(&place, pool("web", "", &[("aws", aws.address)]) + &at);
+    let proxy = Proxy::start(setup.clone()).await;
+    let named = |host: &str| {
+        format!("[[pool]]\nname = \"web\"\n[[pool.endpoint]]\naddress = \"{host}\"\ncloud = \"aws\"\n") + &at
+    };
+    let text = setup.with(named("twinspan.invalid:5432")).text();
+    refused(&proxy, &text, "pool web would have no endpoint: twinspan.invalid does not resolve (").await;
+    assert_eq!(ask(bind).await.unwrap(), "aws1");
+
+    let local = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = local.local_addr().unwrap().port();
+    proxy.reload(&setup.with(named(&format!("localhost:{port}"))).text()).await;
+    let status = proxy.status().await;
+    assert!(status["process"]["last_reload"]["error"].is_null(), "{status:#}");
+    let _client = connect(bind).await;
+    soon("a session at the new name", local.accept()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_address_that_this_proxy_holds_itself_is_said_to_be_its_own() {
+    let place = Place::new();
+    let aws = Backend::named(&place, "aws1").await;
+    let bind = place.free();
+    let web = pool("web", "", &[("aws", aws.address)]);
+    let setup = Setup::new(&place, web.clone() + &listener(bind, "web", ""));
+    let proxy = Proxy::start(setup.clone()).await;
+    let name = format!("at-{}", bind.port());
+    let renamed = listener(bind, "web", "").replace(&name, "new-name");
+    let wide = listener(([0, 0, 0, 0], bind.port()).into(), "web", "");
+    for tables in [renamed, wide] {
+        let words = format!("listener {name} of this proxy has {bind}");
+        refused(&proxy, &setup.with(web.clone() + &tables).text(), &words).await;
+    }
+    assert_eq!(ask(bind).await.unwrap(), "aws1");
+}
+
+#[tokio::test]
+async fn a_config_without_a_listener_is_refused_while_one_is_open() {
+    let place = Place::new();
+    let aws = Backend::named(&place, "aws1").await;
+    let (proxy, bind) = Proxy::before(&place, aws.address, "").await;
+    let text = proxy.setup().with(pool("only", "", &[("aws", aws.address)])).text();
+    refused(&proxy, &text, "listener").await;
+    assert_eq!(ask(bind).await.unwrap(), "aws1");
+}
+
+#[tokio::test]
+async fn what_takes_a_restart_is_told_and_stays_as_it_is() {
+    let place = Place::new();
+    let aws = Backend::named(&place, "aws1").await;
+    let (proxy, _) = Proxy::before(&place, aws.address, "").await;
+    let good = proxy.setup().text();
+    for _ in 0..2 {
+        proxy.reload(&good.replace("workers = 2", "workers = 3")).await;
+        let status = proxy.status().await;
+        assert_eq!(status["process"]["needs_restart"], serde_json::json!(["workers"]), "{status:#}");
+    }
+    proxy.reload(&good).await;
+    let status = proxy.status().await;
+    assert_eq!(status["process"]["needs_restart"], serde_json::json!([]), "{status:#}");
+}
+
+#[tokio::test]
+async fn warnings_of_a_reloaded_file_are_logged_and_counted() {
+    let place = Place::new();
+    let aws = Backend::named(&place, "aws1").await;
+    let (proxy, _) = Proxy::before(&place, aws.address, "").await;
+    let before = proxy.lines();
+    proxy.reload(&(proxy.setup().text() + "\n[cloud.nowhere]\n")).await;
+    let find = |line: &str| (line.contains("\"WARN\"") && line.contains("nowhere")).then_some(());
+    proxy.line_from(before, "the warning", find).await;
+    let status = proxy.status().await;
+    let events = status["events"].as_array().unwrap();
+    let told = |event: &serde_json::Value| {
+        let text = event["text"].as_str().unwrap();
+        text.starts_with("config reloaded (") && text.contains("warning")
+    };
+    assert!(events.iter().any(told), "{status:#}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_still_being_written_is_read_when_it_is_whole() {
+    let place = Place::new();
+    let (aws, gcp) = (Backend::named(&place, "aws1").await, Backend::named(&place, "gcp1").await);
+    let bind = place.free();
+    let tables = |cloud, address| pool("web", "", &[(cloud, address)]) + &listener(bind, "web", "");
+    let setup = Setup::new(&place, tables("aws", aws.address));
+    let proxy = Proxy::start(setup.clone()).await;
+    let text = setup.with(tables("gcp", gcp.address)).text();
+    let before = proxy.reloads().await;
+    let path = proxy.folder().join("twinspan.toml");
+    std::fs::write(&path, text.get(..text.len() / 2).unwrap()).unwrap();
+    proxy.signal(Signal::HUP);
+    std::fs::write(&path, &text).unwrap();
+    eventually("the reload", async || (proxy.reloads().await > before).then_some(())).await;
+    let status = proxy.status().await;
+    assert!(status["process"]["last_reload"]["error"].is_null(), "{status:#}");
+    assert_eq!(ask(bind).await.unwrap(), "gcp1");
+}

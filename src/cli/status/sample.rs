@@ -128,6 +128,7 @@ fn process() -> Process {
             error: Some("line 3: unknown key\nline 4: unknown key".into()),
         }),
         reloads: Reloads { applied: 3, refused: 1 },
+        needs_restart: vec!["workers".into(), "log".into()],
     }
 }
 

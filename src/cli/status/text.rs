@@ -58,6 +58,10 @@ fn process(out: &mut String, process: &Process, colours: bool) {
             duration(process.uptime_seconds),
         ),
     );
+    if !process.needs_restart.is_empty() {
+        let settings = plain(&process.needs_restart.join(", "));
+        line(out, format_args!("changed in the file, but takes effect only at a restart: {settings}"));
+    }
     let Some(reload) = &process.last_reload else { return };
     let (applied, refused) = (process.reloads.applied, process.reloads.refused);
     let counts = format!("{applied} applied, {refused} refused");

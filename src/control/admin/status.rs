@@ -68,6 +68,7 @@ fn process(view: &View, overview: &Overview) -> Process {
         workers: view.shared.sockets.workers(),
         last_reload,
         reloads: Reloads { applied, refused },
+        needs_restart: view.needs_restart.load().iter().map(|&setting| setting.to_owned()).collect(),
     }
 }
 

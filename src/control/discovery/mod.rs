@@ -18,6 +18,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
+pub(super) use self::resolver::usable;
 use self::{
     naming::{Naming, Wanted},
     resolver::Resolver,

@@ -53,7 +53,7 @@ impl Resolver {
 }
 
 /// The addresses that can be dialled, each once, in order. Without any of them it is no answer.
-fn usable(addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, String> {
+pub(in crate::control) fn usable(addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, String> {
     if addresses.is_empty() {
         return Err(String::from("the answer is empty"));
     }
