@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::harness::{
-    Backend, Ending, Place, Process, Proxy, Setup, binary, connect, eventually, listener, missing, pool,
+    Backend, Ending, Place, Process, Proxy, Setup, ask, binary, connect, eventually, listener, missing, pool,
     read_out, run, skip, skip_on_this_machine, soon,
 };
 
@@ -257,4 +257,32 @@ async fn a_listener_on_port_0_tells_its_real_address() {
     let status = proxy.status().await;
     let address = status["listeners"][0]["address"].as_str().unwrap().parse().unwrap();
     greet(&mut connect(address).await).await;
+}
+
+#[tokio::test]
+async fn a_name_that_leads_to_the_admin_api_or_to_telemetry_is_no_endpoint() {
+    let place = Place::new();
+    let backend = Backend::named(&place, "aws1").await;
+    let bind = place.free();
+    let mut setup = Setup::new(&place, "");
+    let std::net::IpAddr::V4(ip) = place.ip() else { panic!("{}", place.ip()) };
+    // For the system's resolver, though not for the config, this is another way to write the address.
+    let name = format!("{:#010x}", u32::from(ip));
+    setup.tables = pool("only", "", &[("aws", backend.address)]);
+    for port in [setup.admin.port(), setup.telemetry.port()] {
+        setup.tables += &format!("[[pool.endpoint]]\naddress = \"{name}:{port}\"\ncloud = \"aws\"\n");
+    }
+    setup.tables += &listener(bind, "only", "");
+    let proxy = Proxy::start(setup).await;
+    for port in [proxy.setup().admin.port(), proxy.setup().telemetry.port()] {
+        let address = format!("{ip}:{port}");
+        let find = |line: &str| (line.contains(&name) && line.contains(&address)).then_some(());
+        proxy.line("the name is left out", find).await;
+    }
+    let status = proxy.status().await;
+    let endpoints = status["pools"][0]["endpoints"].as_array().unwrap();
+    assert_eq!(endpoints.len(), 1, "{status:#}");
+    for _ in 0..20 {
+        assert_eq!(ask(bind).await.unwrap(), "aws1");
+    }
 }
