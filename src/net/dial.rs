@@ -74,10 +74,11 @@ pub enum Stall {
 /// probe and merely does not read (tcp_probe_timer in net/ipv4/tcp_timer.c), such as a database client in a pager.
 #[must_use]
 pub fn stall(stream: &TcpStream, user_timeout: Duration) -> Stall {
-    if waiting(stream) == 0 {
+    if !crate::sys::unsent(stream).is_ok_and(|bytes| bytes > 0) {
         return Stall::None;
     }
     match crate::sys::progress(stream) {
+        Ok(peer) if peer.closed => Stall::None,
         Ok(peer) if peer.window_closed && peer.unanswered >= 3 && peer.last_ack >= user_timeout => {
             Stall::Dead
         }
