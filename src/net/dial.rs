@@ -1,6 +1,6 @@
 //! Dialling an endpoint, and what can be asked of or done to an established connection.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
@@ -27,28 +27,34 @@ pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Has the kernel ask a silent peer whether it is there.
-pub fn guard(stream: &TcpStream, keepalive: Keepalive) {
+pub fn guard(stream: &impl AsFd, keepalive: Keepalive) {
     // Fails only on a socket that is gone already.
     drop(SockRef::from(stream).set_tcp_keepalive(&tcp_keepalive(keepalive)));
 }
 
 /// Makes the coming close of `stream` a reset: what was not yet sent is dropped, and the peer learns of the loss.
-pub fn reset_on_close(stream: &TcpStream) {
+pub fn reset_on_close(stream: &impl AsFd) {
     // Fails only on a socket that is gone already.
     drop(SockRef::from(stream).set_linger(Some(Duration::ZERO)));
+}
+
+/// The error that the kernel holds for `stream`, which it tells once.
+#[must_use]
+pub fn take_error(stream: &impl AsFd) -> Option<io::Error> {
+    SockRef::from(stream).take_error().ok().flatten()
 }
 
 /// Tells the peer that nothing more comes; it may go on sending.
 ///
 /// # Errors
 /// What the kernel said: the connection is gone.
-pub fn end_of_stream(stream: &TcpStream) -> io::Result<()> {
+pub fn end_of_stream(stream: &impl AsFd) -> io::Result<()> {
     SockRef::from(stream).shutdown(std::net::Shutdown::Write)
 }
 
 /// Bytes written to `stream` that its peer may still acknowledge: none on a connection that is over.
 #[must_use]
-pub fn waiting(stream: &TcpStream) -> usize {
+pub fn waiting(stream: &impl AsFd) -> usize {
     match crate::sys::unsent(stream) {
         Ok(bytes) if bytes > 0 && !crate::sys::progress(stream).is_ok_and(|peer| peer.closed) => bytes,
         _ => 0,
@@ -73,7 +79,7 @@ pub enum Stall {
 /// The kernel's TCP_USER_TIMEOUT makes no such difference: it also ends a connection whose peer answers every window
 /// probe and merely does not read (tcp_probe_timer in net/ipv4/tcp_timer.c), such as a database client in a pager.
 #[must_use]
-pub fn stall(stream: &TcpStream, user_timeout: Duration) -> Stall {
+pub fn stall(stream: &impl AsFd, user_timeout: Duration) -> Stall {
     if !crate::sys::unsent(stream).is_ok_and(|bytes| bytes > 0) {
         return Stall::None;
     }
@@ -88,7 +94,7 @@ pub fn stall(stream: &TcpStream, user_timeout: Duration) -> Stall {
 }
 
 /// Sets TCP_USER_TIMEOUT; `None` is the kernel's default of about 15 minutes.
-pub fn set_user_timeout(stream: &TcpStream, timeout: Option<Duration>) {
+pub fn set_user_timeout(stream: &impl AsFd, timeout: Option<Duration>) {
     // Fails only on a socket that is gone already.
     drop(SockRef::from(stream).set_tcp_user_timeout(Some(timeout.unwrap_or_default())));
 }

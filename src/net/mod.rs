@@ -3,7 +3,9 @@
 mod dial;
 mod listen;
 
-pub use dial::{Stall, dial, end_of_stream, guard, reset_on_close, set_user_timeout, stall, waiting};
+pub use dial::{
+    Stall, dial, end_of_stream, guard, reset_on_close, set_user_timeout, stall, take_error, waiting,
+};
 pub use listen::{Listen, bind_hint, listen, reapply};
 
 use std::{fmt, net::SocketAddr, time::Duration};

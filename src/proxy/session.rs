@@ -32,7 +32,7 @@ pub(super) fn serve(
             Ok(Established { upstream, cell, limits }) => {
                 let upstream = Peer::new(upstream);
                 let end =
-                    relay::relay(&client.stream, &upstream.stream, &limits, &cell, &mut books.moved).await;
+                    relay::relay(&client.stream, &upstream.stream, limits, &cell, &mut books.moved).await;
                 if end.is_clean() {
                     client.close();
                     upstream.close();

@@ -2,16 +2,14 @@
 //! that fills it moves the direction to splice(2), and a few small transfers move it back. A direction owns memory or a
 //! pipe only while bytes wait in it.
 
-use std::{
-    cell::RefCell,
-    io,
-    task::{Context, Poll},
-};
+use std::{cell::RefCell, io};
 
 use rustix::net::{RecvFlags, SendFlags};
-use tokio::{io::Interest, net::TcpStream};
 
-use super::splice::{self, Pipe};
+use super::{
+    Socket,
+    splice::{self, Pipe},
+};
 use crate::net;
 
 /// The worker's buffer. A read that fills it is the sign that splice pays: measured, copy and splice cost the same at
@@ -33,14 +31,32 @@ thread_local! {
 pub(super) struct Flow {
     /// Bytes delivered to the sink's socket.
     pub(super) moved: u64,
-    /// Bytes that were copied out of the source and that the sink had no room for.
-    tail: Tail,
-    /// A pipe that holds bytes; none while nothing waits in it.
-    pipe: Option<Pipe>,
+    /// Bytes that were taken out of the source and that the sink had no room for.
+    waiting: Option<Box<Waiting>>,
     mode: Mode,
     end: Progress,
     /// Read even though the driver says that nothing is there.
     poked: bool,
+}
+
+/// What one call of [`Flow::step`] has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A socket has no more to give or to take; the driver knows which.
+    Waiting,
+    /// There is more to do, after the others.
+    Again,
+    /// The source has ended, and everything before its end was delivered.
+    Ended,
+}
+
+/// Where bytes wait.
+#[derive(Debug)]
+enum Waiting {
+    /// Copied ones, from `start` on.
+    Tail { bytes: Box<[u8]>, start: usize },
+    /// Spliced ones.
+    Pipe(Pipe),
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -63,12 +79,6 @@ enum Mode {
     CopyOnly,
 }
 
-#[derive(Debug, Default)]
-struct Tail {
-    bytes: Box<[u8]>,
-    start: usize,
-}
-
 /// Which end of a direction failed.
 #[derive(Debug)]
 pub(super) enum Broken {
@@ -77,24 +87,20 @@ pub(super) enum Broken {
 }
 
 impl Flow {
-    /// Moves bytes until one side has no more to give or to take. Ready when the end of the source was passed on to the
-    /// sink, or when one of them broke. The `last` of two directions leaves the passing on to the close that follows.
-    pub(super) fn poll(
-        &mut self,
-        context: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
-        last: bool,
-    ) -> Poll<Result<(), Broken>> {
+    /// Moves bytes until one side has no more to give or to take, and passes the end of the source on to the sink. The
+    /// `last` of two directions leaves the passing on to the close that follows.
+    pub(super) fn step<S: Socket>(&mut self, source: &S, sink: &S, last: bool) -> Result<Step, Broken> {
         if self.end == Progress::Done {
-            return Poll::Ready(Ok(()));
+            return Ok(Step::Ended);
         }
-        std::task::ready!(self.poll_last(context, source, sink))?;
-        self.end = Progress::Done;
-        if last {
-            return Poll::Ready(Ok(()));
+        let step = self.deliver(source, sink)?;
+        if step == Step::Ended {
+            self.end = Progress::Done;
+            if !last {
+                net::end_of_stream(sink).map_err(Broken::Sink)?;
+            }
         }
-        Poll::Ready(net::end_of_stream(sink).map_err(Broken::Sink))
+        Ok(step)
     }
 
     /// True once the end was passed on.
@@ -102,90 +108,79 @@ impl Flow {
         self.end == Progress::Done
     }
 
-    /// As [`Flow::poll`], but does not pass the end on.
-    pub(super) fn poll_last(
-        &mut self,
-        context: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
-    ) -> Poll<Result<(), Broken>> {
+    /// As [`Flow::step`], but does not pass the end on.
+    pub(super) fn deliver<S: Socket>(&mut self, source: &S, sink: &S) -> Result<Step, Broken> {
         let mut turn = 0;
+        // After a splice that did not fill the pipe, a plain read tells whether the socket is empty: it takes what little
+        // is left in the same call.
+        let mut rest = false;
         loop {
-            std::task::ready!(self.poll_flush(context, sink))?;
+            if self.waiting.is_some() && !self.flush(sink)? {
+                return Ok(Step::Waiting);
+            }
             if self.end != Progress::Reading {
-                return Poll::Ready(Ok(()));
+                return Ok(Step::Ended);
             }
             if turn >= TURN {
-                // Others first; this task is run again after them.
-                context.waker().wake_by_ref();
-                return Poll::Pending;
+                return Ok(Step::Again);
             }
-            if !self.poked {
-                std::task::ready!(source.poll_read_ready(context)).map_err(Broken::Source)?;
+            if !self.poked && !source.readable().map_err(Broken::Source)? {
+                return Ok(Step::Waiting);
             }
-            turn += match self.mode {
-                Mode::Splice(small) if !self.poked => self.splice(source, small)?,
-                _ => self.copy(source, sink)?,
+            let (moved, more) = match self.mode {
+                Mode::Splice(small) if !self.poked && !rest => (self.splice(source, small)?, true),
+                _ => (self.copy(source, sink)?, false),
             };
+            rest = more && (1..splice::WANTED).contains(&moved);
+            turn += moved;
         }
     }
 
     /// True while bytes wait for the sink: the source is not read then.
-    pub(super) fn is_stalled(&self) -> bool {
-        self.waiting() > 0
+    pub(super) const fn is_stalled(&self) -> bool {
+        self.waiting.is_some()
     }
 
-    /// Has the next poll read once whatever the driver says. A read stops short at an urgent mark (tcp(7)), which looks
+    /// Has the next step read once whatever the driver says. A read stops short at an urgent mark (tcp(7)), which looks
     /// like an emptied socket; the bytes behind the mark raise no edge of their own.
     pub(super) const fn poke(&mut self) {
         self.poked = true;
     }
 
-    fn waiting(&self) -> usize {
-        self.tail.waiting().len() + self.pipe.as_ref().map_or(0, Pipe::held)
-    }
-
-    /// Delivers what waits.
-    fn poll_flush(&mut self, context: &mut Context<'_>, sink: &TcpStream) -> Poll<Result<(), Broken>> {
-        while self.waiting() > 0 {
-            std::task::ready!(sink.poll_write_ready(context)).map_err(Broken::Sink)?;
-            let bytes = self.tail.waiting();
-            if bytes.is_empty() {
-                self.drain(sink)?;
-            } else {
-                let written = try_send(sink, bytes).map_err(Broken::Sink)?;
-                self.moved += written as u64;
-                self.tail.advance(written);
+    /// Delivers what waits. False when the sink takes no more.
+    fn flush<S: Socket>(&mut self, sink: &S) -> Result<bool, Broken> {
+        while let Some(waiting) = &mut self.waiting {
+            if !sink.writable().map_err(Broken::Sink)? {
+                return Ok(false);
+            }
+            let written = match waiting.as_mut() {
+                Waiting::Tail { bytes, start } => {
+                    let written = try_send(sink, bytes.get(*start..).unwrap_or_default());
+                    *start += written.as_ref().copied().unwrap_or_default();
+                    written
+                }
+                Waiting::Pipe(pipe) => match sink.try_write(|| pipe.drain_to(sink)) {
+                    Err(error) if is_passing(&error) => Ok(0),
+                    written => written,
+                },
+            };
+            self.moved += written.map_err(Broken::Sink)? as u64;
+            if let Some(done) = self.waiting.take_if(|waiting| waiting.is_over())
+                && let Waiting::Pipe(pipe) = *done
+            {
+                splice::give_back(pipe);
             }
         }
-        Poll::Ready(Ok(()))
-    }
-
-    /// One splice from the pipe to the sink.
-    fn drain(&mut self, sink: &TcpStream) -> Result<(), Broken> {
-        let Some(pipe) = &mut self.pipe else {
-            return Ok(());
-        };
-        match sink.try_io(Interest::WRITABLE, || pipe.drain_to(sink)) {
-            Ok(written) => self.moved += written as u64,
-            Err(error) if is_passing(&error) => {}
-            Err(error) => return Err(Broken::Sink(error)),
-        }
-        if let Some(empty) = self.pipe.take_if(|pipe| pipe.held() == 0) {
-            splice::give_back(empty);
-        }
-        Ok(())
+        Ok(true)
     }
 
     /// One read into the shared buffer, and one write of what it got. Returns the bytes read.
-    fn copy(&mut self, source: &TcpStream, sink: &TcpStream) -> Result<usize, Broken> {
+    fn copy<S: Socket>(&mut self, source: &S, sink: &S) -> Result<usize, Broken> {
         let poked = std::mem::take(&mut self.poked);
         SHARED.with_borrow_mut(|buffer| {
-            let read = if poked { recv(source, buffer).map(Some) } else { try_recv(source, buffer) };
-            let read = match read {
+            let read = match try_recv(source, buffer, poked) {
                 Ok(Some(read)) => read,
                 Ok(None) => return Ok(0),
-                Err(error) if is_passing(&error) => return Ok(0),
                 Err(error) => return Err(Broken::Source(error)),
             };
             let bytes = buffer.get(..read).unwrap_or_default();
@@ -195,25 +190,28 @@ impl Flow {
             }
             let written = try_send(sink, bytes).map_err(Broken::Sink)?;
             self.moved += written as u64;
-            self.tail = Tail { bytes: bytes.get(written..).unwrap_or_default().into(), start: 0 };
-            if read == BUFFER && self.mode == Mode::Copy {
-                self.mode = Mode::Splice(0);
+            if let Some(tail @ [_, ..]) = bytes.get(written..) {
+                self.waiting = Some(Box::new(Waiting::Tail { bytes: tail.into(), start: 0 }));
+            }
+            match self.mode {
+                Mode::Copy if read == BUFFER => self.mode = Mode::Splice(0),
+                _ => {}
             }
             Ok(read)
         })
     }
 
     /// One splice from the source into an empty pipe. Returns the bytes taken.
-    fn splice(&mut self, source: &TcpStream, small: u8) -> Result<usize, Broken> {
+    fn splice<S: Socket>(&mut self, source: &S, small: u8) -> Result<usize, Broken> {
         let Some(mut pipe) = splice::take() else {
             // Descriptors or pipe memory ran out. Copying needs neither, and asking again each time would cost more.
             self.mode = Mode::CopyOnly;
             return Ok(0);
         };
         // The pipe is empty here, so "would block" can only mean that the socket is.
-        let taken = source.try_io(Interest::READABLE, || pipe.fill_from(source));
+        let taken = source.try_read(false, || pipe.fill_from(source));
         if let Ok(1..) = taken {
-            self.pipe = Some(pipe);
+            self.waiting = Some(Box::new(Waiting::Pipe(pipe)));
         } else {
             splice::give_back(pipe);
         }
@@ -235,26 +233,22 @@ impl Flow {
     }
 }
 
-impl Tail {
-    fn waiting(&self) -> &[u8] {
-        self.bytes.get(self.start..).unwrap_or_default()
-    }
-
-    fn advance(&mut self, written: usize) {
-        self.start += written;
-        if self.start >= self.bytes.len() {
-            *self = Self::default();
+impl Waiting {
+    const fn is_over(&self) -> bool {
+        match self {
+            Self::Tail { bytes, start } => *start >= bytes.len(),
+            Self::Pipe(pipe) => pipe.held() == 0,
         }
     }
 }
 
 /// Reads once. `None`: nothing there after all. A short read has emptied the socket, which is told to the driver at once,
 /// so that no second read is needed to learn it; bytes that come later raise a new edge.
-fn try_recv(source: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+fn try_recv<S: Socket>(source: &S, buffer: &mut [u8], poked: bool) -> io::Result<Option<usize>> {
     let wanted = buffer.len();
     let mut got = None;
-    let tried = source.try_io(Interest::READABLE, || {
-        let read = recv(source, buffer)?;
+    let tried = source.try_read(poked, || {
+        let (_, read) = rustix::net::recv(source, &mut *buffer, RecvFlags::DONTWAIT)?;
         got = Some(read);
         if 0 < read && read < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
@@ -262,9 +256,9 @@ fn try_recv(source: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> 
 }
 
 /// Writes once: 0 when there is no room after all. A short write has filled the socket, which is told to the driver.
-fn try_send(sink: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+fn try_send<S: Socket>(sink: &S, bytes: &[u8]) -> io::Result<usize> {
     let mut done = None;
-    let tried = sink.try_io(Interest::WRITABLE, || {
+    let tried = sink.try_write(|| {
         let written = rustix::net::send(sink, bytes, SendFlags::NOSIGNAL)?;
         done = Some(written);
         if written < bytes.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
@@ -278,10 +272,6 @@ fn settle(tried: io::Result<()>, done: Option<usize>) -> io::Result<Option<usize
         Err(error) if is_passing(&error) => Ok(done),
         Err(error) => Err(error),
     }
-}
-
-fn recv(source: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::net::recv(source, buffer, RecvFlags::DONTWAIT)?.1)
 }
 
 /// Errors that only mean "later".

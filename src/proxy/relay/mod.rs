@@ -5,31 +5,23 @@
 //! before. Must never answer a loss with a clean end.
 
 mod flow;
+mod polled;
 mod splice;
 mod watch;
 
-use std::{
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
-use tokio::{
-    io::Interest,
-    net::TcpStream,
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::time::Instant;
 
-pub(super) use self::splice::trim;
 use self::{
-    flow::{Broken, Flow},
+    flow::{Broken, Flow, Step},
     watch::{Look, Watch},
 };
+pub(super) use self::{polled::relay, splice::trim};
 use super::session::Moved;
 use crate::{
     net,
-    state::{EndpointCell, SessionLimits},
+    state::SessionLimits,
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -40,48 +32,49 @@ const CLIENT_GONE: Duration = Duration::from_secs(1);
 const LOOK_FIRST: Duration = Duration::from_millis(1);
 const LOOK_MOST: Duration = Duration::from_millis(50);
 
-/// Relays until the session ends, and says how. When the end is not a clean one, the caller resets both connections.
-pub(super) async fn relay(
-    client: &TcpStream,
-    upstream: &TcpStream,
-    limits: &SessionLimits,
-    cell: &EndpointCell,
-    moved: &mut Moved,
-) -> End {
-    let now = Instant::now();
-    let mut relay = Relay {
-        client,
-        upstream,
-        limits,
-        to_upstream: Flow::default(),
-        to_client: Flow::default(),
-        state: State::Open,
-        resets: None,
-        first_end: None,
-        last_moved: now,
-        acknowledged: 0,
-        waiting: false,
-        dies: limits.lifetime.map(|lifetime| now + lifetime),
-        watch: Watch::new(now, limits),
-    };
-    let mut timer = pin!(sleep_until(relay.deadline()));
-    poll_fn(|context| {
-        let polled = relay.poll(context, timer.as_mut());
-        relay.account(cell, moved);
-        polled
-    })
-    .await
+/// What the relay asks of a connection beside its descriptor: what the driver knows of its readiness. There are two
+/// drivers: the worker's engine, and tokio.
+pub(super) trait Socket: AsFd {
+    /// True when a read may find something. Otherwise the driver runs the session again once that has changed.
+    fn readable(&self) -> io::Result<bool>;
+
+    /// True when a write may find room, in the same way.
+    fn writable(&self) -> io::Result<bool>;
+
+    /// Does one read, and takes note when it would block: there is nothing more to read until the next edge. `anyway`:
+    /// even if nothing is there as far as the driver knows.
+    fn try_read<T>(&self, anyway: bool, read: impl FnOnce() -> io::Result<T>) -> io::Result<T>;
+
+    /// Does one write, and takes note when it would block.
+    fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T>;
 }
 
-struct Relay<'a> {
-    client: &'a TcpStream,
-    upstream: &'a TcpStream,
-    limits: &'a SessionLimits,
+/// The two connections of a session.
+#[derive(Debug)]
+pub(super) struct Pair<'a, S> {
+    pub(super) client: &'a S,
+    pub(super) upstream: &'a S,
+}
+
+/// What a turn has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Nothing to do until a socket is ready or the deadline comes.
+    Waiting,
+    /// There is more to do, after the others.
+    Again,
+    /// The session is over. When the end is not a clean one, both connections are to be reset.
+    Ended(End),
+}
+
+/// A session's relay: both directions, without the sockets. It does no waiting of its own: the driver calls [`Relay::turn`]
+/// when a socket is ready, and [`Relay::expired`] when [`Relay::deadline`] has come.
+#[derive(Debug)]
+pub(super) struct Relay {
+    limits: Arc<SessionLimits>,
     to_upstream: Flow,
     to_client: Flow,
     state: State,
-    /// Waits for a reset of a side that is not being read. Made when first needed.
-    resets: Option<Resets<'a>>,
     /// Who ended its direction first.
     first_end: Option<Side>,
     last_moved: Instant,
@@ -93,169 +86,170 @@ struct Relay<'a> {
     watch: Watch,
 }
 
-type Resets<'a> = Pin<Box<dyn Future<Output = Side> + Send + 'a>>;
-
-#[derive(Clone, Copy)]
+#[derive(Debug)]
 enum State {
     /// Both directions may move.
     Open,
     /// One direction has ended.
     HalfClosed,
-    /// One side is dead: what it sent before goes to the other side, which is then reset.
-    Aborting {
-        dead: Side,
-        end: End,
-        deadline: Instant,
-        /// When to look next whether the last bytes have arrived, and the pause before that.
-        look: Option<(Instant, Duration)>,
-        /// Bytes that had not arrived when it was last looked.
-        left: Option<usize>,
-    },
+    /// One side is dead.
+    Aborting(Box<Abort>),
 }
 
-impl<'a> Relay<'a> {
-    fn poll(&mut self, context: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
-        loop {
-            let before = self.moved();
-            if let Poll::Ready(end) = self.turn(context) {
-                return Poll::Ready(end);
-            }
-            if self.moved() != before {
-                self.last_moved = Instant::now();
-                self.watch.moved(self.last_moved, self.limits);
-            }
-            let deadline = self.deadline();
-            // The timer is moved only to come sooner; when it comes too soon it is set again. So a busy session
-            // costs no timer work.
-            if deadline < timer.deadline() {
-                timer.as_mut().reset(deadline);
-            }
-            if timer.as_mut().poll(context).is_pending() {
-                return Poll::Pending;
-            }
-            if let Some(end) = self.expired(Instant::now()) {
-                return Poll::Ready(end);
-            }
-            timer.as_mut().reset(self.deadline());
+/// What a dead side sent before goes to the other side, which is then reset.
+#[derive(Debug)]
+struct Abort {
+    dead: Side,
+    end: End,
+    deadline: Instant,
+    /// When to look next whether the last bytes have arrived, and the pause before that.
+    look: Option<(Instant, Duration)>,
+    /// Bytes that had not arrived when it was last looked.
+    left: Option<usize>,
+}
+
+impl Relay {
+    /// A relay that begins now.
+    pub(super) fn new(now: Instant, limits: Arc<SessionLimits>) -> Self {
+        Self {
+            to_upstream: Flow::default(),
+            to_client: Flow::default(),
+            state: State::Open,
+            first_end: None,
+            last_moved: now,
+            acknowledged: 0,
+            waiting: false,
+            dies: limits.lifetime.map(|lifetime| now + lifetime),
+            watch: Watch::new(now, &limits),
+            limits,
         }
     }
 
-    fn turn(&mut self, context: &mut Context<'_>) -> Poll<End> {
-        if let State::Aborting { .. } = self.state {
-            return self.abort(context);
+    /// Moves what can be moved now.
+    pub(super) fn turn<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) -> Turn {
+        let before = self.moved();
+        let turn = self.step(pair, now);
+        if self.moved() != before {
+            self.last_moved = now;
+            self.watch.moved(now, &self.limits);
         }
-        let up = self.to_upstream.poll(context, self.client, self.upstream, self.to_client.is_done());
-        if let Poll::Ready(Err(broken)) = up {
-            return self.broken(Side::Client, &broken, context);
-        }
-        let down = self.to_client.poll(context, self.upstream, self.client, self.to_upstream.is_done());
-        if let Poll::Ready(Err(broken)) = down {
-            return self.broken(Side::Upstream, &broken, context);
-        }
-        match (up.is_ready(), down.is_ready()) {
-            (true, true) => {
-                self.watch.leave(self.client, self.upstream);
-                return Poll::Ready(End::closed(self.first_end.unwrap_or(Side::Client)));
-            }
-            (true, false) => self.half_closed(Side::Client),
-            (false, true) => self.half_closed(Side::Upstream),
-            (false, false) => {}
-        }
-        self.poll_resets(context)
+        turn
     }
 
-    fn half_closed(&mut self, ended: Side) {
+    /// True while a reset would not be noticed by reading: a side is not read once it has ended, or while the other side
+    /// takes nothing. The driver then reports errors itself, with [`Relay::reset`].
+    pub(super) fn overlooks_resets(&self) -> bool {
+        match self.state {
+            State::Open => self.to_upstream.is_stalled() || self.to_client.is_stalled(),
+            State::HalfClosed => true,
+            State::Aborting(_) => false,
+        }
+    }
+
+    /// The driver has learnt that this side's connection has failed.
+    pub(super) fn reset<S: Socket>(&mut self, dead: Side, pair: &Pair<'_, S>, now: Instant) -> Turn {
+        let socket = if dead == Side::Client { pair.client } else { pair.upstream };
+        let cause = net::take_error(socket).map_or(Cause::Reset, |error| Cause::of(&error));
+        self.die(dead, End { side: dead, stage: Stage::Relay, cause }, pair, now)
+    }
+
+    /// Bytes delivered so far.
+    pub(super) const fn moved(&self) -> Moved {
+        Moved { to_upstream: self.to_upstream.moved, to_client: self.to_client.moved }
+    }
+
+    fn step<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) -> Turn {
+        if let State::Aborting(_) = self.state {
+            return self.abort(pair, now);
+        }
+        let up = match self.to_upstream.step(pair.client, pair.upstream, self.to_client.is_done()) {
+            Ok(step) => step,
+            Err(broken) => return self.broken(Side::Client, &broken, pair, now),
+        };
+        let down = match self.to_client.step(pair.upstream, pair.client, self.to_upstream.is_done()) {
+            Ok(step) => step,
+            Err(broken) => return self.broken(Side::Upstream, &broken, pair, now),
+        };
+        match (up, down) {
+            (Step::Ended, Step::Ended) => {
+                self.watch.leave(pair.client, pair.upstream);
+                return Turn::Ended(End::closed(self.first_end.unwrap_or(Side::Client)));
+            }
+            (Step::Ended, _) => self.half_closed(Side::Client, now),
+            (_, Step::Ended) => self.half_closed(Side::Upstream, now),
+            _ => {}
+        }
+        if up == Step::Again || down == Step::Again { Turn::Again } else { Turn::Waiting }
+    }
+
+    fn half_closed(&mut self, ended: Side, now: Instant) {
         if let State::Open = self.state {
             self.first_end = Some(ended);
-            self.last_moved = Instant::now();
+            self.last_moved = now;
             self.state = State::HalfClosed;
         }
     }
 
-    /// A side is not read once it has ended, or while the other side takes nothing; its reset is noticed here.
-    fn poll_resets(&mut self, context: &mut Context<'_>) -> Poll<End> {
-        let unread = matches!(self.state, State::HalfClosed)
-            || self.to_upstream.is_stalled()
-            || self.to_client.is_stalled();
-        if unread && self.resets.is_none() {
-            let (client, upstream) = (self.client, self.upstream);
-            self.resets = Some(Box::pin(async move {
-                tokio::select! {
-                    _ = client.ready(Interest::ERROR) => Side::Client,
-                    _ = upstream.ready(Interest::ERROR) => Side::Upstream,
-                }
-            }));
-        }
-        let Some(resets) = self.resets.as_mut().filter(|_| unread) else {
-            return Poll::Pending;
-        };
-        let dead = std::task::ready!(resets.as_mut().poll(context));
-        self.resets = None;
-        let stream = if dead == Side::Client { self.client } else { self.upstream };
-        let cause = stream.take_error().ok().flatten().map_or(Cause::Reset, |error| Cause::of(&error));
-        self.die(dead, End { side: dead, stage: Stage::Relay, cause }, context)
-    }
-
     /// A flow whose source is `source` broke.
-    fn broken(&mut self, source: Side, broken: &Broken, context: &mut Context<'_>) -> Poll<End> {
+    fn broken<S: Socket>(&mut self, source: Side, broken: &Broken, pair: &Pair<'_, S>, now: Instant) -> Turn {
         let other = if source == Side::Client { Side::Upstream } else { Side::Client };
         let (dead, error) = match broken {
             Broken::Source(error) => (source, error),
             Broken::Sink(error) => (other, error),
         };
         let end = End { side: dead, stage: Stage::Relay, cause: Cause::of(error) };
-        self.die(dead, end, context)
+        self.die(dead, end, pair, now)
     }
 
-    fn die(&mut self, dead: Side, end: End, context: &mut Context<'_>) -> Poll<End> {
+    fn die<S: Socket>(&mut self, dead: Side, end: End, pair: &Pair<'_, S>, now: Instant) -> Turn {
         // A slow client may take as long for its last bytes as a living one may stay silent.
         let patience = if dead == Side::Client { CLIENT_GONE } else { self.limits.user_timeout };
-        self.state =
-            State::Aborting { dead, end, deadline: Instant::now() + patience, look: None, left: None };
-        self.abort(context)
+        let abort = Abort { dead, end, deadline: now + patience, look: None, left: None };
+        self.state = State::Aborting(Box::new(abort));
+        self.abort(pair, now)
     }
 
     /// Delivers what the dead side had sent, then ends the session; the caller resets the survivor.
-    fn abort(&mut self, context: &mut Context<'_>) -> Poll<End> {
-        let State::Aborting { dead, end, deadline, look, left } = &mut self.state else {
-            return Poll::Pending;
+    fn abort<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) -> Turn {
+        let State::Aborting(abort) = &mut self.state else {
+            return Turn::Waiting;
         };
-        let (flow, source, sink) = match dead {
-            Side::Client => (&mut self.to_upstream, self.client, self.upstream),
+        let (flow, source, sink) = match abort.dead {
+            Side::Client => (&mut self.to_upstream, pair.client, pair.upstream),
             Side::Upstream | Side::Proxy | Side::Operator => {
-                (&mut self.to_client, self.upstream, self.client)
+                (&mut self.to_client, pair.upstream, pair.client)
             }
         };
-        if look.is_none() {
-            match flow.poll_last(context, source, sink) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(Broken::Sink(_))) => return Poll::Ready(*end),
-                Poll::Ready(_) => {}
+        if abort.look.is_none() {
+            match flow.deliver(source, sink) {
+                Ok(Step::Waiting) => return Turn::Waiting,
+                Ok(Step::Again) => return Turn::Again,
+                Err(Broken::Sink(_)) => return Turn::Ended(abort.end),
+                Ok(Step::Ended) | Err(Broken::Source(_)) => {}
             }
         }
         // With SO_LINGER 0 the kernel drops what its peer has not acknowledged, so that is waited for.
-        let now = Instant::now();
         let waiting = net::waiting(sink);
-        if now >= *deadline || waiting == 0 {
-            return Poll::Ready(*end);
+        if now >= abort.deadline || waiting == 0 {
+            return Turn::Ended(abort.end);
         }
-        if *dead == Side::Upstream && *left != Some(waiting) {
+        if abort.dead == Side::Upstream && abort.left != Some(waiting) {
             // A slow client is served for as long as it reads.
-            *deadline = now + self.limits.user_timeout;
+            abort.deadline = now + self.limits.user_timeout;
         }
-        *left = Some(waiting);
-        let pause = look.map_or(LOOK_FIRST, |(_, pause)| (pause * 2).min(LOOK_MOST));
-        if look.is_none_or(|(at, _)| now >= at) {
-            *look = Some((now + pause, pause));
+        abort.left = Some(waiting);
+        let pause = abort.look.map_or(LOOK_FIRST, |(_, pause)| (pause * 2).min(LOOK_MOST));
+        if abort.look.is_none_or(|(at, _)| now >= at) {
+            abort.look = Some((now + pause, pause));
         }
-        Poll::Pending
+        Turn::Waiting
     }
 
     /// When something is due at the latest.
-    fn deadline(&self) -> Instant {
-        let (due, look) = match self.state {
+    pub(super) fn deadline(&self) -> Instant {
+        let (due, look) = match &self.state {
             State::Open | State::HalfClosed => (self.last_moved + self.silence(), self.watch.due()),
-            State::Aborting { deadline, look, .. } => (deadline, look.map(|(at, _)| at)),
+            State::Aborting(abort) => (abort.deadline, abort.look.map(|(at, _)| at)),
         };
         [self.dies, look].into_iter().flatten().fold(due, Instant::min)
     }
@@ -268,29 +262,29 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// What a deadline that has come means.
-    fn expired(&mut self, now: Instant) -> Option<End> {
+    /// What a deadline that has come means: the session's end, or another turn.
+    pub(super) fn expired<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) -> Option<End> {
         let end = |side, cause| Some(End { side, stage: Stage::Relay, cause });
         if self.dies.is_some_and(|at| now >= at) {
             return end(Side::Proxy, Cause::Lifetime);
         }
-        if let State::Aborting { end, deadline, .. } = self.state {
-            return (now >= deadline).then_some(end);
+        if let State::Aborting(abort) = &self.state {
+            return (now >= abort.deadline).then_some(abort.end);
         }
         if self.watch.is_due(now) {
             self.to_upstream.poke();
             self.to_client.poke();
-            match self.watch.look(now, self.limits, self.client, self.upstream) {
+            match self.watch.look(now, &self.limits, pair.client, pair.upstream) {
                 Look::Dead(side) => return end(side, Cause::TimedOut),
-                Look::Waiting => self.count(now),
-                Look::Quiet if self.waiting => self.count(now),
+                Look::Waiting => self.count(pair, now),
+                Look::Quiet if self.waiting => self.count(pair, now),
                 Look::Quiet => {}
             }
         }
         if now < self.last_moved + self.silence() {
             return None;
         }
-        self.count(now);
+        self.count(pair, now);
         if now < self.last_moved + self.silence() {
             return None;
         }
@@ -305,26 +299,16 @@ impl<'a> Relay<'a> {
     }
 
     /// Counts what the peers have acknowledged: bytes that leave the kernel's buffers are movement too.
-    fn count(&mut self, now: Instant) {
-        let left = net::waiting(self.client) + net::waiting(self.upstream);
+    fn count<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) {
+        let left = net::waiting(pair.client) + net::waiting(pair.upstream);
         let waited = self.waiting;
         self.waiting = left > 0 || self.to_upstream.is_stalled() || self.to_client.is_stalled();
-        let (to_upstream, to_client) = self.moved();
-        let acknowledged = (to_upstream + to_client).saturating_sub(left as u64);
+        let moved = self.moved();
+        let acknowledged = (moved.to_upstream + moved.to_client).saturating_sub(left as u64);
         if (self.waiting || waited) && acknowledged > self.acknowledged {
             self.last_moved = now;
         }
         self.acknowledged = acknowledged;
-    }
-
-    const fn moved(&self) -> (u64, u64) {
-        (self.to_upstream.moved, self.to_client.moved)
-    }
-
-    fn account(&self, cell: &EndpointCell, moved: &mut Moved) {
-        let (to_upstream, to_client) = self.moved();
-        cell.moved(to_upstream - moved.to_upstream, to_client - moved.to_client);
-        *moved = Moved { to_upstream, to_client };
     }
 }
 

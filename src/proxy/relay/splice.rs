@@ -1,17 +1,20 @@
 //! Pipes for splice(2): bytes move from socket to socket without passing through user space. Each worker keeps a few
 //! pipes; a session has one only while bytes wait in it.
 
-use std::{cell::RefCell, io, os::fd::OwnedFd};
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use rustix::{
     io::Errno,
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
 };
-use tokio::net::TcpStream;
 
 /// What a pipe is asked to hold. Measured against 64 KiB: no difference up to 64 KiB ready, a fifth to a third less CPU at
 /// 128 to 256 KiB.
-const WANTED: usize = 256 * 1024;
+pub(super) const WANTED: usize = 256 * 1024;
 
 /// With less than this, copying is as good. An unprivileged user gets one page a pipe beyond `pipe-user-pages-soft`.
 const LEAST: usize = 64 * 1024;
@@ -89,7 +92,7 @@ impl Pipe {
     }
 
     /// Takes from the socket what it has, up to the pipe's capacity; 0 at the end of the stream.
-    pub(super) fn fill_from(&mut self, source: &TcpStream) -> io::Result<usize> {
+    pub(super) fn fill_from(&mut self, source: impl AsFd) -> io::Result<usize> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let taken = splice(source, None, &self.write, None, self.capacity, flags)?;
         self.held += taken;
@@ -97,7 +100,7 @@ impl Pipe {
     }
 
     /// Gives to the socket what it takes.
-    pub(super) fn drain_to(&mut self, sink: &TcpStream) -> io::Result<usize> {
+    pub(super) fn drain_to(&mut self, sink: impl AsFd) -> io::Result<usize> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let given = splice(&self.read, None, sink, None, self.held, flags)?;
         self.held -= given;

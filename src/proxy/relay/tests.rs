@@ -8,9 +8,10 @@ use std::{
 };
 
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
-use tokio::task::JoinHandle;
+use tokio::{net::TcpStream, task::JoinHandle};
 
 use super::*;
+use crate::state::EndpointCell;
 
 const LIMITS: SessionLimits = SessionLimits {
     idle: Duration::from_secs(60),
@@ -47,7 +48,7 @@ fn bed(limits: SessionLimits) -> Bed {
         };
         let (client, upstream) = (inner(proxy_client), inner(proxy_upstream));
         let mut moved = Moved::default();
-        let end = relay(&client, &upstream, &limits, &EndpointCell::default(), &mut moved).await;
+        let end = relay(&client, &upstream, Arc::new(limits), &EndpointCell::default(), &mut moved).await;
         if !end.is_clean() {
             net::reset_on_close(&client);
             net::reset_on_close(&upstream);
@@ -132,7 +133,7 @@ async fn a_reset_of_the_endpoint_reaches_the_client_as_a_reset_after_its_bytes()
             bed.client.read_exact(&mut got).unwrap();
             reset(bed.upstream);
             let error = bed.client.read(&mut [0; 1]).unwrap_err();
-            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
             bed.relay
         })
         .await;
@@ -150,7 +151,7 @@ async fn a_reset_of_the_client_reaches_the_endpoint_as_a_reset() {
         let begun = Instant::now();
         reset(bed.client);
         let error = bed.upstream.read(&mut [0; 1]).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert!(begun.elapsed() < Duration::from_secs(5));
         bed.relay
     })
@@ -177,7 +178,7 @@ async fn a_reset_is_noticed_while_the_direction_is_half_closed() {
                 }
             },
         );
-        assert!(matches!(error, std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe));
+        assert!(matches!(error, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe));
         bed.relay
     })
     .await;
@@ -296,7 +297,7 @@ async fn an_idle_session_is_reset_and_a_busy_one_is_not() {
             thread::park_timeout(Duration::from_millis(50));
         }
         let error = bed.client.read(&mut [0; 1]).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         bed.relay
     })
     .await;
@@ -515,7 +516,7 @@ async fn waiting_for_a_reader_whose_endpoint_is_dead_costs_no_cpu() {
 }
 
 /// Reads everything at about `rate` bytes a second; the bytes, and how it ended.
-fn read_slowly(stream: &mut StdStream, rate: usize) -> (usize, std::io::Result<()>) {
+fn read_slowly(stream: &mut StdStream, rate: usize) -> (usize, io::Result<()>) {
     let mut buffer = vec![0; rate / 20];
     let mut got = 0;
     loop {

@@ -3,9 +3,9 @@
 //! window is closed, its answers to window probes are watched instead. The client's socket has its keepalive from the
 //! listener; the upstream one gets it here, once the session has lasted.
 
-use std::time::Duration;
+use std::{os::fd::AsFd, time::Duration};
 
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     net::{self, Stall},
@@ -63,12 +63,12 @@ impl Watch {
     }
 
     /// Looks at both sides.
-    pub(super) fn look(
+    pub(super) fn look<S: AsFd>(
         &mut self,
         now: Instant,
         limits: &SessionLimits,
-        client: &TcpStream,
-        upstream: &TcpStream,
+        client: &S,
+        upstream: &S,
     ) -> Look {
         if !self.guarded {
             net::guard(upstream, limits.keepalive);
@@ -97,7 +97,7 @@ impl Watch {
     }
 
     /// Leaves what is still on its way to the kernel, which is to deliver it however long the peer pauses.
-    pub(super) fn leave(&self, client: &TcpStream, upstream: &TcpStream) {
+    pub(super) fn leave<S: AsFd>(&self, client: &S, upstream: &S) {
         for (stream, armed) in [(client, self.client), (upstream, self.upstream)] {
             if armed {
                 net::set_user_timeout(stream, None);
