@@ -1,62 +1,94 @@
 //! Dialling an endpoint, and what can be asked of or done to an established connection.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
-use super::{Keepalive, listen::keepalive as tcp_keepalive};
+use super::{Keepalive, Outgoing, listen::keepalive as tcp_keepalive};
 
 /// The lowest port that the kernel dials from (`ip_local_port_range`, as it comes).
 const EPHEMERAL: u16 = 32_768;
 
-/// Connects to `address`, without Nagle's algorithm. The caller sets the deadline, and calls [`guard`] on a connection that
+/// Begins to connect to `address`, without Nagle's algorithm. The socket does not block and is closed on exec; it is
+/// writable once the connection is established or has failed, which `SO_ERROR` then tells. Who keeps it asks
+/// [`met_itself`] first.
+///
+/// # Errors
+/// What the kernel said at once: unreachable, a shortage on this machine (descriptors, local ports), or an option that
+/// it does not take: a [`RefusedOption`](super::RefusedOption) of the kind `InvalidInput`. A refusal by the peer comes
+/// later as a rule, from loopback too.
+pub fn begin(address: SocketAddr, options: &Outgoing) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    options.set(&socket, address)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(socket.into()),
+    }
+}
+
+/// True for a connection to `address` that met itself: where nobody listens on a port from which this machine dials, a
+/// connect may be given that very port (simultaneous open). Nobody is at its other end.
+#[must_use]
+pub fn met_itself(stream: impl AsFd, address: SocketAddr) -> bool {
+    let here = || SockRef::from(&stream).local_addr().ok()?.as_socket();
+    address.ip().is_loopback() && address.port() >= EPHEMERAL && here() == Some(address)
+}
+
+/// Connects to `address`, as [`begin`] does. The caller sets the deadline, and calls [`guard`] on a connection that
 /// lasts: most sessions are over before keepalive could matter, and need not pay for setting it.
 ///
 /// # Errors
-/// What the kernel said: refused, unreachable, or a shortage on this machine (descriptors, local ports).
-pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
-    let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
-    // Where nobody listens on a port from which this machine dials, a connect can meet itself (simultaneous open).
-    if address.ip().is_loopback() && address.port() >= EPHEMERAL && stream.local_addr()? == address {
+/// What the kernel said: refused, unreachable, a shortage on this machine, or an option that it does not take.
+pub async fn dial(address: SocketAddr, options: &Outgoing) -> io::Result<TcpStream> {
+    let stream = TcpStream::from_std(begin(address, options)?.into())?;
+    stream.writable().await?;
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    if met_itself(&stream, address) {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     Ok(stream)
 }
 
 /// Has the kernel ask a silent peer whether it is there.
-pub fn guard(stream: &impl AsFd, keepalive: Keepalive) {
+pub fn guard(stream: impl AsFd, keepalive: Keepalive) {
     // Fails only on a socket that is gone already.
-    drop(SockRef::from(stream).set_tcp_keepalive(&tcp_keepalive(keepalive)));
+    drop(SockRef::from(&stream).set_tcp_keepalive(&tcp_keepalive(keepalive)));
 }
 
 /// Makes the coming close of `stream` a reset: what was not yet sent is dropped, and the peer learns of the loss.
-pub fn reset_on_close(stream: &impl AsFd) {
+pub fn reset_on_close(stream: impl AsFd) {
     // Fails only on a socket that is gone already.
-    drop(SockRef::from(stream).set_linger(Some(Duration::ZERO)));
+    drop(SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
 }
 
 /// The error that the kernel holds for `stream`, which it tells once.
 #[must_use]
-pub fn take_error(stream: &impl AsFd) -> Option<io::Error> {
-    SockRef::from(stream).take_error().ok().flatten()
+pub fn take_error(stream: impl AsFd) -> Option<io::Error> {
+    SockRef::from(&stream).take_error().ok().flatten()
 }
 
 /// Tells the peer that nothing more comes; it may go on sending.
 ///
 /// # Errors
 /// What the kernel said: the connection is gone.
-pub fn end_of_stream(stream: &impl AsFd) -> io::Result<()> {
-    SockRef::from(stream).shutdown(std::net::Shutdown::Write)
+pub fn end_of_stream(stream: impl AsFd) -> io::Result<()> {
+    SockRef::from(&stream).shutdown(std::net::Shutdown::Write)
 }
 
 /// Bytes written to `stream` that its peer may still acknowledge: none on a connection that is over.
 #[must_use]
-pub fn waiting(stream: &impl AsFd) -> usize {
-    match crate::sys::unsent(stream) {
-        Ok(bytes) if bytes > 0 && !crate::sys::progress(stream).is_ok_and(|peer| peer.closed) => bytes,
+pub fn waiting(stream: impl AsFd) -> usize {
+    match crate::sys::unsent(&stream) {
+        Ok(bytes) if bytes > 0 && !crate::sys::progress(&stream).is_ok_and(|peer| peer.closed) => bytes,
         _ => 0,
     }
 }
@@ -79,11 +111,11 @@ pub enum Stall {
 /// The kernel's TCP_USER_TIMEOUT makes no such difference: it also ends a connection whose peer answers every window
 /// probe and merely does not read (tcp_probe_timer in net/ipv4/tcp_timer.c), such as a database client in a pager.
 #[must_use]
-pub fn stall(stream: &impl AsFd, user_timeout: Duration) -> Stall {
-    if !crate::sys::unsent(stream).is_ok_and(|bytes| bytes > 0) {
+pub fn stall(stream: impl AsFd, user_timeout: Duration) -> Stall {
+    if !crate::sys::unsent(&stream).is_ok_and(|bytes| bytes > 0) {
         return Stall::None;
     }
-    match crate::sys::progress(stream) {
+    match crate::sys::progress(&stream) {
         Ok(peer) if peer.closed => Stall::None,
         Ok(peer) if peer.window_closed && peer.unanswered >= 3 && peer.last_ack >= user_timeout => {
             Stall::Dead
@@ -94,7 +126,77 @@ pub fn stall(stream: &impl AsFd, user_timeout: Duration) -> Stall {
 }
 
 /// Sets TCP_USER_TIMEOUT; `None` is the kernel's default of about 15 minutes.
-pub fn set_user_timeout(stream: &impl AsFd, timeout: Option<Duration>) {
+pub fn set_user_timeout(stream: impl AsFd, timeout: Option<Duration>) {
     // Fails only on a socket that is gone already.
-    drop(SockRef::from(stream).set_tcp_user_timeout(Some(timeout.unwrap_or_default())));
+    drop(SockRef::from(&stream).set_tcp_user_timeout(Some(timeout.unwrap_or_default())));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, os::fd::AsRawFd};
+
+    use super::*;
+    use crate::net::{Dscp, Tuning};
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    #[test]
+    fn a_begun_connection_does_not_block_and_is_closed_on_exec() {
+        let (_listener, address) = listener();
+        let begun = begin(address, &Outgoing::default()).unwrap();
+        let socket = SockRef::from(&begun);
+        assert!(socket.tcp_nodelay().unwrap() && socket.nonblocking().unwrap());
+        let flags = rustix::io::fcntl_getfd(&begun).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "descriptor {}", begun.as_raw_fd());
+        assert!(!met_itself(&begun, address));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_comes_from_the_dial_or_at_once() {
+        let (listener, address) = listener();
+        drop(listener);
+        let error = dial(address, &Outgoing::default()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        // Nobody can be connected to at a broadcast address, which the kernel knows without asking.
+        let error = begin("255.255.255.255:9".parse().unwrap(), &Outgoing::default()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable);
+    }
+
+    #[tokio::test]
+    async fn a_dialled_socket_has_the_options_of_its_cloud() {
+        let (_listener, address) = listener();
+        let options = Outgoing {
+            tuning: Tuning {
+                congestion: Some("reno".into()),
+                send_buffer: Some(65_536),
+                receive_buffer: Some(131_072),
+                notsent_lowat: Some(16_384),
+                dscp: Dscp::new(18),
+                interface: None,
+            },
+            source_v4: Some("127.0.0.9".parse().unwrap()),
+            ..Outgoing::default()
+        };
+        let stream = dial(address, &options).await.unwrap();
+        assert_eq!(stream.local_addr().unwrap().ip().to_string(), "127.0.0.9");
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
+        assert_eq!(socket.send_buffer_size().unwrap(), 131_072);
+        assert_eq!(socket.recv_buffer_size().unwrap(), 262_144);
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16_384);
+        assert_eq!(socket.tos_v4().unwrap(), 18 << 2);
+    }
+
+    #[tokio::test]
+    async fn a_source_address_that_is_not_here_fails_the_dial_and_is_named() {
+        let (_listener, address) = listener();
+        let options = Outgoing { source_v4: Some("192.0.2.9".parse().unwrap()), ..Outgoing::default() };
+        let error = dial(address, &options).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().starts_with("source address 192.0.2.9: "), "{error}");
+    }
 }

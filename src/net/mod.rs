@@ -2,11 +2,13 @@
 
 mod dial;
 mod listen;
+mod options;
 
 pub use dial::{
-    Stall, dial, end_of_stream, guard, reset_on_close, set_user_timeout, stall, take_error, waiting,
+    Stall, begin, dial, end_of_stream, guard, met_itself, reset_on_close, set_user_timeout, stall, take_error, waiting,
 };
 pub use listen::{Listen, bind_hint, listen, reapply};
+pub use options::{Dscp, Outgoing, RefusedOption, Tuning};
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
@@ -20,7 +22,7 @@ pub struct Bind {
 }
 
 /// TCP keepalive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Keepalive {
     /// Silence before the first probe, whole seconds, at least 1 s.
     pub idle: Duration,

@@ -94,7 +94,7 @@ fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option<Plan> {
 
 /// One dial. Ends early when the client resets, or leaves without having sent anything.
 async fn attempt(client: &TcpStream, endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, End> {
-    let dial = net::dial(endpoint.address());
+    let dial = net::dial(endpoint.address(), &endpoint.socket);
     tokio::select! {
         biased;
         dialled = timeout_at(deadline, dial) => match dialled {

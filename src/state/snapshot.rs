@@ -7,7 +7,7 @@ use super::{EndpointCell, GroupCell, ListenerCell};
 use crate::{
     balance::{Balance, Maglev, Shares},
     ids::{CloudName, EndpointIdentity, Generation, PoolName},
-    net::Keepalive,
+    net::{Keepalive, Outgoing},
 };
 
 /// One atomic view of everything a session needs.
@@ -117,6 +117,8 @@ pub struct Endpoint {
     pub cell: Arc<EndpointCell>,
     /// Its weight in its group, slow start included. At least 1.
     pub weight: u32,
+    /// How a socket towards it is set up. Shared by the endpoints of its cloud.
+    pub socket: Arc<Outgoing>,
 }
 
 impl Endpoint {

@@ -188,6 +188,7 @@ fn compile_group(
                 identity: Arc::clone(&member.identity),
                 cell: Arc::clone(&member.cell),
                 weight: member.weight * percent,
+                socket: Arc::default(),
             })
         })
         .collect();

@@ -38,7 +38,12 @@ fn group(balance: Balance, cloud: &str, number: u8, count: usize) -> Group {
             let address = SocketAddr::from(([10, number, 0, u8::try_from(n).unwrap()], 5432));
             let identity =
                 EndpointIdentity { pool: PoolName::from("p"), cloud: CloudName::from(cloud), address };
-            Arc::new(Endpoint { identity: Arc::new(identity), cell: Arc::default(), weight: 100 })
+            Arc::new(Endpoint {
+                identity: Arc::new(identity),
+                cell: Arc::default(),
+                weight: 100,
+                socket: Arc::default(),
+            })
         })
         .collect();
     let names: Vec<_> =

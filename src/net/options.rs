@@ -1,0 +1,166 @@
+//! What the operator may have set on a socket: types, and the calls that set them. Nothing is called for an option that
+//! is not set.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use socket2::{SockRef, Socket};
+
+use super::Keepalive;
+use crate::sys;
+
+/// Options that sockets towards clients and towards endpoints have in common. `None` leaves it to the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tuning {
+    /// TCP_CONGESTION: the name of a congestion control.
+    pub congestion: Option<Arc<str>>,
+    /// SO_SNDBUF, bytes: of data, as the kernel keeps twice this for its own books.
+    pub send_buffer: Option<u32>,
+    /// SO_RCVBUF, bytes.
+    pub receive_buffer: Option<u32>,
+    /// TCP_NOTSENT_LOWAT, bytes.
+    pub notsent_lowat: Option<u32>,
+    /// The DSCP mark.
+    pub dscp: Option<Dscp>,
+    /// SO_BINDTODEVICE: the name of an interface.
+    pub interface: Option<Arc<str>>,
+}
+
+/// How a socket towards an endpoint is set up. The default sets nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Outgoing {
+    /// Options of any TCP socket.
+    pub tuning: Tuning,
+    /// What IPv4 connections come from.
+    pub source_v4: Option<Ipv4Addr>,
+    /// What IPv6 connections come from.
+    pub source_v6: Option<Ipv6Addr>,
+    /// TCP_FASTOPEN_CONNECT: the first bytes travel with the SYN. Such a dial succeeds before anything was sent.
+    pub fast_open: bool,
+    /// In place of the listener's, for [`guard`](super::guard): not set by a dial.
+    pub keepalive: Option<Keepalive>,
+    /// In place of the listener's, while bytes are on their way: not set by a dial.
+    pub user_timeout: Option<Duration>,
+}
+
+/// A differentiated services code point (RFC 2474), 0 to 63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dscp(u8);
+
+impl Dscp {
+    /// The code point with this number.
+    #[must_use]
+    pub const fn new(number: u8) -> Option<Self> {
+        if number < 64 { Some(Self(number)) } else { None }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The octet in the IP header, with the ECN bits at zero: the kernel keeps those of a TCP socket to itself.
+    const fn octet(self) -> u32 {
+        (self.0 as u32) << 2
+    }
+}
+
+/// The kernel refused an option of a cloud or a listener, as for an interface that is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct RefusedOption {
+    what: String,
+    source: io::Error,
+}
+
+impl Outgoing {
+    /// The source address for connections to `address`, if there is one.
+    #[must_use]
+    pub fn source(&self, address: SocketAddr) -> Option<IpAddr> {
+        match address {
+            SocketAddr::V4(_) => self.source_v4.map(IpAddr::V4),
+            SocketAddr::V6(_) => self.source_v6.map(IpAddr::V6),
+        }
+    }
+
+    /// False where the source address is of the other family only.
+    #[must_use]
+    pub fn reaches(&self, address: SocketAddr) -> bool {
+        let any = self.source_v4.is_some() || self.source_v6.is_some();
+        !any || self.source(address).is_some()
+    }
+
+    /// The same path without TCP Fast Open, for who wants to know that a connection is established.
+    #[must_use]
+    pub fn without_fast_open(&self) -> Self {
+        Self { fast_open: false, ..self.clone() }
+    }
+
+    /// Sets what there is to set on a socket that is about to be connected to `address`.
+    pub(super) fn set(&self, socket: &Socket, address: SocketAddr) -> io::Result<()> {
+        self.tuning.set(socket, address.is_ipv6())?;
+        if self.fast_open {
+            refused(sys::set_fast_open_connect(socket, true), || "TCP Fast Open".to_owned())?;
+        }
+        let Some(source) = self.source(address) else {
+            if self.reaches(address) {
+                return Ok(());
+            }
+            let error = io::ErrorKind::AddrNotAvailable.into();
+            return refused(Err(error), || format!("no source address of the family of {}", address.ip()));
+        };
+        // The port is chosen with the connect, which may use one for several destinations; a bind would take it whole.
+        let bound = sys::set_bind_address_no_port(socket, true)
+            .and_then(|()| socket.bind(&SocketAddr::new(source, 0).into()));
+        refused(bound, || format!("source address {source}"))
+    }
+}
+
+impl Tuning {
+    /// Sets what there is to set. `ipv6`: the family of the socket.
+    pub(super) fn set(&self, socket: &Socket, ipv6: bool) -> io::Result<()> {
+        if let Some(interface) = &self.interface {
+            refused(socket.bind_device(Some(interface.as_bytes())), || format!("interface {interface}"))?;
+        }
+        if let Some(name) = &self.congestion {
+            refused(socket.set_tcp_congestion(name.as_bytes()), || format!("congestion control {name}"))?;
+        }
+        if let Some(bytes) = self.send_buffer {
+            refused(socket.set_send_buffer_size(size(bytes)), || format!("send buffer of {bytes} bytes"))?;
+        }
+        if let Some(bytes) = self.receive_buffer {
+            refused(socket.set_recv_buffer_size(size(bytes)), || format!("receive buffer of {bytes} bytes"))?;
+        }
+        if let Some(bytes) = self.notsent_lowat {
+            refused(socket.set_tcp_notsent_lowat(bytes), || format!("notsent_lowat of {bytes} bytes"))?;
+        }
+        if let Some(dscp) = self.dscp {
+            refused(mark(socket, dscp.octet(), ipv6), || format!("DSCP {}", dscp.number()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Marks the packets of a socket. One of IPv6 may carry IPv4 connections, which take the IPv4 mark.
+pub(super) fn mark(socket: &Socket, octet: u32, ipv6: bool) -> io::Result<()> {
+    if ipv6 {
+        SockRef::from(socket).set_tclass_v6(octet)?;
+    }
+    socket.set_tos_v4(octet)
+}
+
+fn refused(result: io::Result<()>, what: impl FnOnce() -> String) -> io::Result<()> {
+    result.map_err(|source| {
+        let what = what();
+        io::Error::new(io::ErrorKind::InvalidInput, RefusedOption { what, source })
+    })
+}
+
+fn size(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
