@@ -29,8 +29,8 @@ use crate::{
         self, Bindings, ChangeReceiver, ChangeSender, Control, Orders, StartError, Stop, View, bind_all,
     },
     ids::ListenerName,
-    proxy::Worker,
-    state::{ReportReceiver, Reports, Shared, SocketCommand, Sockets},
+    proxy::{Carrier, Worker},
+    state::{ReportReceiver, Reports, Shared, Sockets},
     telemetry::{Reopen, SessionLog},
 };
 
@@ -94,19 +94,10 @@ impl App {
             control: None,
             workers: Vec::new(),
         };
-        app.start_workers(receivers).map_err(StartError::Thread)?;
+        let carrier = if config.engine { Carrier::Engine } else { Carrier::Tokio };
+        app.workers = Worker::start_all(carrier, &app.shared, receivers).map_err(StartError::Thread)?;
         app.start_control(config, bindings, (receiver, inbox), options).map_err(StartError::Thread)?;
         Ok(app)
-    }
-
-    fn start_workers(
-        &mut self,
-        receivers: Vec<tokio::sync::mpsc::Receiver<SocketCommand>>,
-    ) -> io::Result<()> {
-        for (number, receiver) in receivers.into_iter().enumerate() {
-            self.workers.push(Worker::start(number, Arc::clone(&self.shared), receiver)?);
-        }
-        Ok(())
     }
 
     fn start_control(

@@ -25,6 +25,7 @@ fn write(out: &mut String, config: &Config) -> fmt::Result {
         Some(workers) => writeln!(out, "workers = {workers}")?,
         None => writeln!(out, "# workers: one for each CPU")?,
     }
+    writeln!(out, "engine = {}", config.engine)?;
     writeln!(out, "drain_timeout = {}", text(time_text(config.drain_timeout)))?;
     write_log(out, config)?;
     write_own(out, config)?;

@@ -33,6 +33,11 @@ pub(super) struct File {
     )]
     pub(super) workers: Key<usize>,
 
+    /// Carry plain sessions in an event loop of our own, the engine. `false` gives every session to tokio, which costs
+    /// more CPU and memory: for comparing the two, and as a way out should the engine ever misbehave.
+    #[schemars(extend("default" = defaults::ENGINE))]
+    pub(super) engine: Key<bool>,
+
     /// How long sessions may go on after SIGTERM before they are reset; `"0s"` resets them at once. Kubernetes kills
     /// after 30 s, and this leaves it room to write the last lines.
     #[schemars(extend("default" = time_text(defaults::DRAIN_TIMEOUT), "x-min" = "0s"))]

@@ -58,6 +58,8 @@ impl std::error::Error for Refused {}
 pub struct Config {
     /// Data-plane workers. `None`: one for each CPU that affinity and cgroup allow.
     pub workers: Option<usize>,
+    /// Carry plain sessions in the engine; otherwise in tokio.
+    pub engine: bool,
     /// How long sessions may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// Logging.

@@ -1,76 +1,96 @@
 //! Attempts: dial, and on failure the next candidate, until one connects, nothing is left or the time is up. The
-//! client's bytes stay unread meanwhile, so a later attempt loses nothing.
+//! client's bytes stay unread meanwhile, so a later attempt loses nothing. The engine begins the first attempt, with the
+//! synchronous half of this file; whatever does not connect at once goes on here, in tokio.
 
-use std::{cell::RefCell, io, sync::Arc, time::Duration};
+use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
     io::Interest,
-    net::TcpStream,
     time::{Instant, sleep, timeout_at},
 };
 
 use super::{
+    peer::Peer,
+    relay::Watched,
     route::{self, Facts},
     session::Books,
 };
 use crate::{
     ids::EndpointIdentity,
     net,
-    state::{Connect, Endpoint, EndpointCell, Report, SessionLimits},
+    state::{Connect, Endpoint, Report, SessionLimits},
+    sys,
     telemetry::{Cause, End, Side, Stage},
 };
 
 /// How often a client that has sent nothing is looked at while an attempt takes long.
-const GLANCE: Duration = Duration::from_secs(1);
+pub(super) const GLANCE: Duration = Duration::from_secs(1);
+
+/// How a session ends that was given no endpoint.
+pub(super) const NO_ENDPOINT: End = End { side: Side::Proxy, stage: Stage::Route, cause: Cause::NoEndpoint };
 
 thread_local! {
     static RNG: RefCell<SmallRng> = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
 }
 
-/// An upstream connection, and what the relay needs of the plan that led to it.
-pub(super) struct Established {
-    pub(super) upstream: TcpStream,
-    pub(super) cell: Arc<EndpointCell>,
+/// What one look at the snapshot decided.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) endpoint: Arc<Endpoint>,
+    connect: Connect,
     pub(super) limits: Arc<SessionLimits>,
 }
 
-/// What one look at the snapshot decided.
-struct Plan {
-    endpoint: Arc<Endpoint>,
-    connect: Connect,
-    limits: Arc<SessionLimits>,
+/// One dial.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) plan: Plan,
+    begun: Instant,
+    pub(super) deadline: Instant,
 }
 
-/// Finds an endpoint that takes the session.
-pub(super) async fn connect(client: &TcpStream, books: &mut Books) -> Result<Established, End> {
+/// An attempt that was begun, and how that went: a socket that may not be connected yet.
+pub(super) type Begun = (Attempt, Result<Peer, End>);
+
+/// An upstream connection, and what the relay needs of the plan that led to it.
+pub(super) struct Established {
+    pub(super) upstream: Peer,
+    pub(super) limits: Arc<SessionLimits>,
+}
+
+/// Finds an endpoint that takes the session, going on from an attempt that was begun already, if there is one.
+pub(super) async fn connect(
+    client: &Watched<'_>,
+    books: &mut Books,
+    mut begun: Option<Begun>,
+) -> Result<Established, End> {
     let mut tried: Vec<Arc<EndpointIdentity>> = Vec::new();
-    let mut last = End { side: Side::Proxy, stage: Stage::Route, cause: Cause::NoEndpoint };
+    let mut last = NO_ENDPOINT;
     loop {
-        // A fresh snapshot for every attempt: it may know more than the last one did.
-        let Some(plan) = plan(books, &tried) else {
-            return Err(last);
+        let (attempt, upstream) = match begun.take() {
+            Some(begun) => begun,
+            None => {
+                // A fresh snapshot for every attempt: it may know more than the last one did.
+                let plan = plan(books, &tried).filter(|plan| !plan.is_spent(books)).ok_or(last)?;
+                if books.attempts > 0 && has_left(client) {
+                    return Err(End { side: Side::Client, stage: Stage::Connect, cause: Cause::Closed });
+                }
+                begin(books, plan, Instant::now())
+            }
         };
-        let overall = books.started + plan.connect.total;
-        if books.attempts >= plan.connect.attempts || (books.attempts > 0 && Instant::now() >= overall) {
-            return Err(last);
-        }
-        if books.attempts > 0 && has_left(client) {
-            return Err(End { side: Side::Client, stage: Stage::Connect, cause: Cause::Closed });
-        }
-        let endpoint = plan.endpoint;
-        books.attempt(Arc::clone(&endpoint.identity), Arc::clone(&endpoint.cell));
-        let begun = Instant::now();
-        let deadline = (begun + plan.connect.timeout).min(overall);
-        match attempt(client, &endpoint, deadline).await {
+        let dialled = match upstream {
+            Ok(upstream) => finish(client, upstream, &attempt).await,
+            Err(end) => Err(end),
+        };
+        match dialled {
             Ok(upstream) => {
-                let now = Instant::now();
-                endpoint.cell.connected(now - begun);
-                books.connected = Some(now);
-                return Ok(Established { upstream, cell: Arc::clone(&endpoint.cell), limits: plan.limits });
+                attempt.connected(books, Instant::now());
+                return Ok(Established { upstream, limits: attempt.plan.limits });
             }
             Err(end) if end.side == Side::Client => return Err(end),
             Err(end) => {
+                let endpoint = attempt.plan.endpoint;
                 failed(books, &endpoint, end);
                 tried.push(Arc::clone(&endpoint.identity));
                 last = end;
@@ -79,7 +99,8 @@ pub(super) async fn connect(client: &TcpStream, books: &mut Books) -> Result<Est
     }
 }
 
-fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option<Plan> {
+/// Chooses the endpoint for the next attempt; `None` when there is none left.
+pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option<Plan> {
     let snapshot = books.shared.snapshot();
     let listener = snapshot.listener(&books.listener)?;
     let pool = &listener.pool;
@@ -92,18 +113,60 @@ fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option<Plan> {
     Some(Plan { endpoint: Arc::clone(endpoint), connect: pool.connect, limits: Arc::clone(&listener.limits) })
 }
 
-/// One dial. Ends early when the client resets, or leaves without having sent anything.
-async fn attempt(client: &TcpStream, endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, End> {
-    let dial = net::dial(endpoint.address(), &endpoint.socket);
-    tokio::select! {
+/// Begins an attempt. The books know of it from here on.
+pub(super) fn begin(books: &mut Books, plan: Plan, now: Instant) -> Begun {
+    books.attempt(Arc::clone(&plan.endpoint));
+    let upstream = net::begin(plan.endpoint.address(), &plan.endpoint.socket);
+    let deadline = (now + plan.connect.timeout).min(books.started + plan.connect.total);
+    (Attempt { plan, begun: now, deadline }, upstream.map(Peer::new).map_err(|error| refusal(&error)))
+}
+
+impl Plan {
+    /// True when no further attempt may be made.
+    fn is_spent(&self, books: &Books) -> bool {
+        books.attempts >= self.connect.attempts
+            || (books.attempts > 0 && Instant::now() >= books.started + self.connect.total)
+    }
+}
+
+impl Attempt {
+    /// Notes that the attempt has connected.
+    pub(super) fn connected(&self, books: &mut Books, now: Instant) {
+        self.plan.endpoint.cell.connected(now.saturating_duration_since(self.begun));
+        books.connected = Some(now);
+    }
+
+    /// What a socket that has become writable, or has failed, has come to.
+    pub(super) fn outcome(&self, upstream: impl AsFd, failed: bool) -> Result<(), End> {
+        let address = self.plan.endpoint.address();
+        match failed.then(|| net::take_error(&upstream)).flatten() {
+            Some(error) => Err(refusal(&error)),
+            None if net::met_itself(&upstream, address) => {
+                Err(refusal(&io::ErrorKind::ConnectionRefused.into()))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Waits until the attempt has connected or failed. Ends early when the client resets, or leaves without having sent
+/// anything.
+async fn finish(client: &Watched<'_>, upstream: Peer, attempt: &Attempt) -> Result<Peer, End> {
+    let writable = async {
+        let watched = sys::readiness(upstream.as_fd(), Interest::WRITABLE)?;
+        let _ready = watched.writable().await?;
+        Ok::<_, io::Error>(())
+    };
+    let outcome = tokio::select! {
         biased;
-        dialled = timeout_at(deadline, dial) => match dialled {
-            Ok(Ok(upstream)) => Ok(upstream),
+        dialled = timeout_at(attempt.deadline, writable) => match dialled {
+            Ok(Ok(())) => attempt.outcome(&upstream, true),
             Ok(Err(error)) => Err(refusal(&error)),
             Err(_) => Err(End { side: Side::Upstream, stage: Stage::Connect, cause: Cause::TimedOut }),
         },
         cause = gone(client) => Err(End { side: Side::Client, stage: Stage::Connect, cause }),
-    }
+    };
+    outcome.map(|()| upstream)
 }
 
 fn refusal(error: &io::Error) -> End {
@@ -122,7 +185,7 @@ fn failed(books: &Books, endpoint: &Endpoint, end: End) {
 }
 
 /// Waits until the client has reset the connection, or has closed it without a byte for a while.
-async fn gone(client: &TcpStream) -> Cause {
+async fn gone(client: &Watched<'_>) -> Cause {
     let glances = async {
         loop {
             sleep(GLANCE).await;
@@ -140,9 +203,9 @@ async fn gone(client: &TcpStream) -> Cause {
 
 /// True when the client ended its direction and had sent nothing: nobody waits for an answer to no question, so no
 /// further attempt is made for it. A client that sent something and then ended its direction is served in full.
-fn has_left(client: &TcpStream) -> bool {
+fn has_left(client: &Watched<'_>) -> bool {
     let mut byte = [0_u8; 1];
-    let peeked =
-        rustix::net::recv(client, &mut byte, rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT);
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    let peeked = rustix::net::recv(client.get_ref(), &mut byte, flags);
     peeked.is_ok_and(|(_, length)| length == 0)
 }

@@ -1,12 +1,15 @@
 //! The data plane: accepts, routes, dials and relays. It reads the snapshot and the phase, writes cells and reports, and
 //! never waits for the control plane. `session.rs` is the file to open first.
 
+mod accept;
 mod connect;
+mod engine;
 mod listener;
+mod peer;
 mod relay;
 mod route;
 mod session;
 mod worker;
 
 pub use route::{Facts, choose, hash};
-pub use worker::Worker;
+pub use worker::{Carrier, Worker};

@@ -1,72 +1,71 @@
-//! The life of one session, top to bottom: route and dial, relay, and one line at the end. Protocol details and policy
-//! stand elsewhere. Must never hold a snapshot across an await.
+//! The life of one session, top to bottom: route and dial, relay, and one line at the end. This is tokio's part: every
+//! session where the engine is off, and otherwise those that need more than one plain connect. Must never hold a snapshot
+//! across an await.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, thread};
+use std::{future::Future, net::SocketAddr, os::fd::AsFd, sync::Arc, thread};
 
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{io::Interest, time::Instant};
 
 use super::{
-    connect::{self, Established},
+    connect::{self, Begun, Established},
+    engine::Mailbox,
+    peer::Peer,
     relay,
 };
 use crate::{
-    ids::{EndpointIdentity, Generation, PoolName},
-    net,
-    state::{EndpointCell, ListenerCell, Shared},
+    ids::{Generation, PoolName},
+    state::{Endpoint, ListenerCell, Shared},
+    sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
 };
 
 /// Serves one accepted client to its end. The books are open from the call on, not from the first poll.
 pub(super) fn serve(
-    client: TcpStream,
+    client: Peer,
     address: SocketAddr,
     listener: Arc<ListenerCell>,
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> + Send {
-    let mut books = Books::open(address, listener, shared);
-    let client = Peer::new(client);
-    async move {
-        // Boxed, so that an idle session does not carry the room that dialling needs.
-        let end = match Box::pin(connect::connect(&client.stream, &mut books)).await {
-            Err(end) => end,
-            Ok(Established { upstream, cell, limits }) => {
-                let upstream = Peer::new(upstream);
-                let end =
-                    relay::relay(&client.stream, &upstream.stream, limits, &cell, &mut books.moved).await;
-                if end.is_clean() {
-                    client.close();
-                    upstream.close();
-                }
-                end
-            }
-        };
-        books.close(end);
-    }
+    story(client, Books::open(address, listener, shared), None, None)
 }
 
-/// One side's connection. It ends by reset unless the session ran its course: a peer must never take a loss, a panic or a
-/// shutdown for a clean end.
-struct Peer {
-    stream: TcpStream,
-    clean: bool,
+/// A session that the engine has begun and that needs more than it can do.
+pub(super) struct Handover {
+    pub(super) client: Peer,
+    pub(super) books: Books,
+    /// The first attempt: failed, or late.
+    pub(super) begun: Begun,
 }
 
-impl Peer {
-    const fn new(stream: TcpStream) -> Self {
-        Self { stream, clean: false }
-    }
-
-    fn close(mut self) {
-        self.clean = true;
-    }
+/// Goes on with a session of the engine's, and gives the established pair back.
+pub(super) fn resume(handover: Handover, engine: Arc<Mailbox>) -> impl Future<Output = ()> + Send {
+    story(handover.client, handover.books, Some(handover.begun), Some(engine))
 }
 
-impl Drop for Peer {
-    fn drop(&mut self) {
-        if !self.clean {
-            net::reset_on_close(&self.stream);
-        }
+async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Option<Arc<Mailbox>>) {
+    let Ok(watched) = sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
+        return books.close(End { side: Side::Proxy, stage: Stage::Accept, cause: Cause::Exhausted });
+    };
+    // Boxed, so that an idle session does not carry the room that dialling needs.
+    let Established { upstream, limits } = match Box::pin(connect::connect(&watched, &mut books, begun)).await
+    {
+        Ok(established) => established,
+        Err(end) => return books.close(end),
+    };
+    if let Some(engine) = engine {
+        drop(watched);
+        return engine.adopt(client, upstream, books, limits);
     }
+    let end = match sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) {
+        Ok(other) => relay::relay(&watched, &other, limits, &mut books).await,
+        Err(_) => End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Exhausted },
+    };
+    drop(watched);
+    if end.is_clean() {
+        client.close();
+        upstream.close();
+    }
+    books.close(end);
 }
 
 /// Bytes relayed so far.
@@ -83,7 +82,8 @@ pub(super) struct Books {
     pub(super) client: SocketAddr,
     pub(super) started: Instant,
     pub(super) pool: Option<PoolName>,
-    pub(super) endpoint: Option<(Arc<EndpointIdentity>, Arc<EndpointCell>)>,
+    /// The endpoint that carries the session, or the one that was tried last.
+    pub(super) endpoint: Option<Arc<Endpoint>>,
     pub(super) generation: Generation,
     pub(super) connected: Option<Instant>,
     pub(super) attempts: u8,
@@ -113,21 +113,26 @@ impl Books {
     }
 
     /// An attempt at this endpoint begins: it carries the session from now on.
-    pub(super) fn attempt(&mut self, identity: Arc<EndpointIdentity>, cell: Arc<EndpointCell>) {
-        self.release();
-        cell.begin();
+    pub(super) fn attempt(&mut self, endpoint: Arc<Endpoint>) {
+        endpoint.cell.begin();
         self.attempts = self.attempts.saturating_add(1);
-        self.endpoint = Some((identity, cell));
-    }
-
-    fn close(mut self, end: End) {
-        self.end = Some(end);
-    }
-
-    fn release(&mut self) {
-        if let Some((_, cell)) = self.endpoint.take() {
-            cell.finish();
+        if let Some(last) = self.endpoint.replace(endpoint) {
+            last.cell.finish();
         }
+    }
+
+    /// Counts what the relay has delivered until now.
+    pub(super) fn account(&mut self, moved: Moved) {
+        if let Some(endpoint) = self.endpoint.as_ref().filter(|_| moved != self.moved) {
+            endpoint
+                .cell
+                .moved(moved.to_upstream - self.moved.to_upstream, moved.to_client - self.moved.to_client);
+            self.moved = moved;
+        }
+    }
+
+    pub(super) fn close(mut self, end: End) {
+        self.end = Some(end);
     }
 
     fn unfinished(&self) -> End {
@@ -143,8 +148,10 @@ impl Drop for Books {
     fn drop(&mut self) {
         let end = self.end.unwrap_or_else(|| self.unfinished());
         let total = self.started.elapsed();
-        let endpoint = self.endpoint.as_ref().map(|(identity, _)| Arc::clone(identity));
-        self.release();
+        let endpoint = self.endpoint.take().map(|endpoint| {
+            endpoint.cell.finish();
+            Arc::clone(&endpoint.identity)
+        });
         self.listener.finish(end, total);
         self.shared.session_log.write(SessionRecord {
             session: self.session,
@@ -210,9 +217,9 @@ mod tests {
     #[tokio::test]
     async fn the_future_of_a_session_stays_small() {
         let (shared, listener) = bed();
-        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
-        let future = serve(stream, listener.address, listener, shared);
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
+        let future = serve(Peer::new(stream.into()), listener.address, listener, shared);
         let size = size_of_val(&future);
         assert!((300..=1000).contains(&size), "{size} bytes");
     }

@@ -1,88 +1,114 @@
-//! A worker: one thread, one current-thread runtime, sockets of its own for every listener. A session never leaves the
-//! worker that accepted it.
+//! A worker: an engine for plain sessions, and a tokio runtime for what needs more, a thread each. It has sockets of its
+//! own for every listener, and a session never leaves the worker that carries it.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{io, net::TcpListener, sync::Arc, thread, time::Duration};
 
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{listener, relay};
+use super::{
+    accept,
+    engine::{Command, Engine, Handovers, Mailbox},
+    listener, relay, session,
+};
 use crate::{
     net,
     state::{ListenerCell, Phase, Shared, SocketCommand},
+    sys,
 };
 
-/// How often pipes that are not needed any more are closed.
-const TRIM: Duration = Duration::from_secs(1);
+/// How often what is not needed any more is given back.
+const TIDY: Duration = Duration::from_secs(1);
 
-/// A data-plane worker's thread.
+/// Sessions that must have gone, and the share of them, for memory to be given back.
+const MANY: u64 = 500;
+
+/// What carries plain sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// The engine: a loop of our own over epoll.
+    Engine,
+    /// Tokio, a task a session: portable, and slower.
+    Tokio,
+}
+
+/// A data-plane worker's threads.
 #[derive(Debug)]
 pub struct Worker {
-    thread: thread::JoinHandle<()>,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts a worker. It ends when the process's phase is [`Phase::Stopping`]; sessions that are left then are reset.
+    /// Starts as many workers as there are queues of commands. They end when the process's phase is
+    /// [`Phase::Stopping`]; sessions that are left then are reset.
     ///
     /// # Errors
-    /// The thread or its runtime could not be started.
-    pub fn start(
+    /// A thread or its runtime could not be started, or descriptors ran out.
+    pub fn start_all(
+        carrier: Carrier,
+        shared: &Arc<Shared>,
+        commands: Vec<mpsc::Receiver<SocketCommand>>,
+    ) -> io::Result<Vec<Self>> {
+        let mailboxes = match carrier {
+            Carrier::Engine => commands.iter().map(|_| Mailbox::new().map(Arc::new)).collect(),
+            Carrier::Tokio => Ok(Vec::new()),
+        };
+        let crew: Arc<[Arc<Mailbox>]> = mailboxes?.into();
+        let start = |(number, commands)| Self::start(number, shared, &crew, commands);
+        commands.into_iter().enumerate().map(start).collect()
+    }
+
+    fn start(
         number: usize,
-        shared: Arc<Shared>,
+        shared: &Arc<Shared>,
+        crew: &Arc<[Arc<Mailbox>]>,
         commands: mpsc::Receiver<SocketCommand>,
     ) -> io::Result<Self> {
+        let mut threads = Vec::new();
+        let handovers = Arc::new(Handovers::default());
+        let mailbox = crew.get(number).map(Arc::clone);
+        let mut name = format!("worker-{number}");
+        if mailbox.is_some() {
+            let engine = Engine::new(number, Arc::clone(shared), Arc::clone(crew), Arc::clone(&handovers))?;
+            threads.push(thread::Builder::new().name(name).spawn(move || engine.run())?);
+            name = format!("slow-{number}");
+        }
+        let half =
+            TokioHalf { number, shared: Arc::clone(shared), mailbox, handovers, open: Vec::new(), most: 0 };
         // Seen from here on: the process may be told to stop before this thread first runs.
         let phases = shared.sessions.watch();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            runtime.block_on(run(shared, phases, commands));
+        threads.push(thread::Builder::new().name(name).spawn(move || {
+            runtime.block_on(half.run(phases, commands));
             // Whatever is left ends here, on this thread; the sessions' books close as their tasks are dropped.
             drop(runtime);
-        })?;
-        Ok(Self { thread })
+        })?);
+        Ok(Self { threads })
     }
 
     /// Waits until the worker has ended.
     pub fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("a worker panicked outside a session");
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked outside a session");
+            }
         }
     }
 }
 
-async fn run(
+/// What runs in tokio: the engine's errands, or everything where there is no engine.
+struct TokioHalf {
+    number: usize,
     shared: Arc<Shared>,
-    mut phases: watch::Receiver<Phase>,
-    mut commands: mpsc::Receiver<SocketCommand>,
-) {
-    let mut open: Vec<Open> = Vec::new();
-    let mut trim = interval(TRIM);
-    trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = trim.tick() => {
-                relay::trim();
-                listener::renew_limit();
-            }
-            command = commands.recv() => match command {
-                Some(command) => obey(command, &mut open, &shared),
-                None => return,
-            },
-            changed = phases.changed() => {
-                let phase = *phases.borrow_and_update();
-                if changed.is_err() || phase == Phase::Stopping {
-                    return;
-                }
-                if phase == Phase::Draining {
-                    open.drain(..).for_each(|open| open.stop.cancel());
-                }
-            }
-        }
-    }
+    mailbox: Option<Arc<Mailbox>>,
+    handovers: Arc<Handovers>,
+    /// Listeners that are accepted on here.
+    open: Vec<Open>,
+    /// The most sessions since memory was given back.
+    most: u64,
 }
 
 /// A listener that this worker accepts on.
@@ -92,40 +118,92 @@ struct Open {
     stop: CancellationToken,
 }
 
-fn obey(command: SocketCommand, open: &mut Vec<Open>, shared: &Arc<Shared>) {
-    match command {
-        SocketCommand::Open { listener, socket } => open.extend(start(listener, socket, shared)),
-        SocketCommand::Reapply { listener, options } => {
-            for found in open.iter().filter(|open| Arc::ptr_eq(&open.cell, &listener)) {
-                if let Err(error) = net::reapply(&found.socket, &options) {
-                    tracing::warn!(listener = %listener.name, %error, "a changed socket option was refused");
+impl TokioHalf {
+    async fn run(mut self, mut phases: watch::Receiver<Phase>, mut commands: mpsc::Receiver<SocketCommand>) {
+        let handovers = Arc::clone(&self.handovers);
+        let mut tidy = interval(TIDY);
+        tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                sessions = handovers.take() => sessions.into_iter().for_each(|one| self.resume(one)),
+                _ = tidy.tick() => self.tidy(),
+                command = commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => break,
+                },
+                changed = phases.changed() => {
+                    let phase = *phases.borrow_and_update();
+                    if changed.is_err() || phase == Phase::Stopping {
+                        break;
+                    }
+                    if phase == Phase::Draining {
+                        self.post(Command::Drain);
+                        self.open.drain(..).for_each(|open| open.stop.cancel());
+                    }
                 }
             }
         }
-        SocketCommand::Close { listener } => {
-            open.extract_if(.., |open| Arc::ptr_eq(&open.cell, &listener))
-                .for_each(|open| open.stop.cancel());
+        self.post(Command::Stop);
+    }
+
+    fn post(&self, command: Command) {
+        if let Some(mailbox) = &self.mailbox {
+            mailbox.post(command);
         }
     }
-}
 
-/// Starts the accept loop of one socket; `None` when the process is stopping or the socket is unusable.
-fn start(cell: Arc<ListenerCell>, socket: std::net::TcpListener, shared: &Arc<Shared>) -> Option<Open> {
-    let socket = match TcpListener::from_std(socket) {
-        Ok(socket) if shared.sessions.phase() < Phase::Draining => Arc::new(socket),
-        Ok(_) => {
-            shared.sessions.finish_accepting();
-            return None;
+    fn resume(&self, handover: session::Handover) {
+        if let Some(mailbox) = &self.mailbox {
+            // A panic ends this task alone; its books close on unwinding.
+            drop(tokio::spawn(session::resume(handover, Arc::clone(mailbox))));
         }
-        Err(error) => {
-            tracing::error!(listener = %cell.name, %error, "cannot accept on a bound socket");
-            shared.sessions.finish_accepting();
-            return None;
+    }
+
+    fn tidy(&mut self) {
+        relay::trim();
+        accept::renew_limit();
+        // The allocator is the whole process's.
+        if self.number != 0 {
+            return;
         }
-    };
-    let stop = CancellationToken::new();
-    let accepting =
-        listener::accept(Arc::clone(&socket), Arc::clone(&cell), Arc::clone(shared), stop.clone());
-    drop(tokio::spawn(accepting));
-    Some(Open { cell, socket, stop })
+        let active = self.shared.sessions.active();
+        self.most = self.most.max(active);
+        if self.most >= MANY && active <= self.most / 2 {
+            self.most = active;
+            sys::give_memory_back();
+        }
+    }
+
+    fn obey(&mut self, command: SocketCommand) {
+        if self.mailbox.is_some() {
+            return self.post(Command::Socket(command));
+        }
+        match command {
+            SocketCommand::Open { listener, socket } => self.open(listener, socket),
+            SocketCommand::Reapply { listener, options } => {
+                for found in self.open.iter().filter(|open| Arc::ptr_eq(&open.cell, &listener)) {
+                    if let Err(error) = net::reapply(&found.socket, &options) {
+                        tracing::warn!(listener = %listener.name, %error, "a changed socket option was refused");
+                    }
+                }
+            }
+            SocketCommand::Close { listener } => {
+                self.open
+                    .extract_if(.., |open| Arc::ptr_eq(&open.cell, &listener))
+                    .for_each(|open| open.stop.cancel());
+            }
+        }
+    }
+
+    /// Starts the accept loop of one socket, unless the process is stopping.
+    fn open(&mut self, cell: Arc<ListenerCell>, socket: TcpListener) {
+        if self.shared.sessions.phase() >= Phase::Draining {
+            return self.shared.sessions.finish_accepting();
+        }
+        let (socket, stop) = (Arc::new(socket), CancellationToken::new());
+        let accepting =
+            listener::accept(Arc::clone(&socket), Arc::clone(&cell), Arc::clone(&self.shared), stop.clone());
+        drop(tokio::spawn(accepting));
+        self.open.push(Open { cell, socket, stop });
+    }
 }

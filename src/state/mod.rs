@@ -9,7 +9,7 @@ mod sessions;
 mod snapshot;
 mod sockets;
 
-pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection};
+pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, WorkerCell};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use reports::{Report, ReportReceiver, Reports};
 pub use sessions::{Phase, Sessions};
@@ -32,6 +32,8 @@ pub struct Shared {
     pub sessions: Sessions,
     /// The workers' open listeners.
     pub sockets: Sockets,
+    /// What each worker measures of itself.
+    pub workers: Box<[WorkerCell]>,
     /// Where a session's line goes when it ends.
     pub session_log: SessionLog,
 }
@@ -44,6 +46,7 @@ impl Shared {
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             reports,
             sessions: Sessions::new(),
+            workers: (0..sockets.workers()).map(|_| WorkerCell::default()).collect(),
             sockets,
             session_log,
         }

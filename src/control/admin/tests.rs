@@ -70,6 +70,7 @@ pub(in crate::control) fn config() -> Arc<Config> {
     };
     Arc::new(Config {
         workers: None,
+        engine: true,
         drain_timeout: defaults::DRAIN_TIMEOUT,
         log: config::Log {
             level: config::Level::Info,

@@ -25,6 +25,7 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
     });
     Config {
         workers: Some(1),
+        engine: true,
         drain_timeout: defaults::DRAIN_TIMEOUT,
         log: Log {
             level: config::Level::Info,

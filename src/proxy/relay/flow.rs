@@ -19,6 +19,9 @@ const BUFFER: usize = 16 * 1024;
 /// Bytes that one direction moves before it lets others run.
 const TURN: usize = 256 * 1024;
 
+/// What a read counts for at least, so that a turn of very small ones has an end too.
+const LEAST: usize = 256;
+
 /// Small transfers in a row after which splice no longer pays.
 const SMALL_IN_A_ROW: u8 = 4;
 
@@ -132,7 +135,7 @@ impl Flow {
                 _ => (self.copy(source, sink)?, false),
             };
             rest = more && (1..splice::WANTED).contains(&moved);
-            turn += moved;
+            turn += moved.max(LEAST);
         }
     }
 

@@ -17,7 +17,10 @@ use self::{
     flow::{Broken, Flow, Step},
     watch::{Look, Watch},
 };
-pub(super) use self::{polled::relay, splice::trim};
+pub(super) use self::{
+    polled::{Watched, relay},
+    splice::{keeps_pipes, trim},
+};
 use super::session::Moved;
 use crate::{
     net,

@@ -11,41 +11,40 @@ use std::{
 };
 
 use tokio::{
-    io::Interest,
-    net::TcpStream,
+    io::{Interest, unix::AsyncFd},
     time::{Instant, Sleep, sleep_until},
 };
 
 use super::{Pair, Relay, Socket, Turn};
 use crate::{
-    proxy::session::Moved,
-    state::{EndpointCell, SessionLimits},
+    proxy::session::Books,
+    state::SessionLimits,
     telemetry::{End, Side},
 };
 
+/// A connection that is registered with the runtime.
+pub(in crate::proxy) type Watched<'a> = AsyncFd<BorrowedFd<'a>>;
+
 /// Relays until the session ends, and says how. When the end is not a clean one, the caller resets both connections.
 pub(in crate::proxy) async fn relay(
-    client: &TcpStream,
-    upstream: &TcpStream,
+    client: &Watched<'_>,
+    upstream: &Watched<'_>,
     limits: Arc<SessionLimits>,
-    cell: &EndpointCell,
-    moved: &mut Moved,
+    books: &mut Books,
 ) -> End {
     let mut driver = Driver { client, upstream, relay: Relay::new(Instant::now(), limits), resets: None };
     let mut timer = pin!(sleep_until(driver.relay.deadline()));
     poll_fn(|context| {
         let polled = driver.poll(context, timer.as_mut());
-        let total = driver.relay.moved();
-        cell.moved(total.to_upstream - moved.to_upstream, total.to_client - moved.to_client);
-        *moved = total;
+        books.account(driver.relay.moved());
         polled
     })
     .await
 }
 
 struct Driver<'a> {
-    client: &'a TcpStream,
-    upstream: &'a TcpStream,
+    client: &'a Watched<'a>,
+    upstream: &'a Watched<'a>,
     relay: Relay,
     /// Waits for a reset of a side that is not being read. Made when first needed.
     resets: Option<Resets<'a>>,
@@ -58,7 +57,7 @@ impl<'a> Driver<'a> {
         let waker = context.waker().clone();
         let (client, upstream) = (self.client, self.upstream);
         let (client, upstream) =
-            (Polled { stream: client, waker: &waker }, Polled { stream: upstream, waker: &waker });
+            (Polled { socket: client, waker: &waker }, Polled { socket: upstream, waker: &waker });
         let pair = Pair { client: &client, upstream: &upstream };
         loop {
             let mut turn = self.relay.turn(&pair, Instant::now());
@@ -104,7 +103,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-async fn first_reset(client: &TcpStream, upstream: &TcpStream) -> Side {
+async fn first_reset(client: &Watched<'_>, upstream: &Watched<'_>) -> Side {
     tokio::select! {
         _ = client.ready(Interest::ERROR) => Side::Client,
         _ = upstream.ready(Interest::ERROR) => Side::Upstream,
@@ -113,37 +112,38 @@ async fn first_reset(client: &TcpStream, upstream: &TcpStream) -> Side {
 
 /// A connection, and whom its readiness wakes.
 struct Polled<'a> {
-    stream: &'a TcpStream,
+    socket: &'a Watched<'a>,
     waker: &'a Waker,
 }
 
 impl AsFd for Polled<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.socket.get_ref().as_fd()
     }
 }
 
 impl Socket for Polled<'_> {
     fn readable(&self) -> io::Result<bool> {
-        ready(self.stream.poll_read_ready(&mut Context::from_waker(self.waker)))
+        ready(self.socket.poll_read_ready(&mut Context::from_waker(self.waker)))
     }
 
     fn writable(&self) -> io::Result<bool> {
-        ready(self.stream.poll_write_ready(&mut Context::from_waker(self.waker)))
+        ready(self.socket.poll_write_ready(&mut Context::from_waker(self.waker)))
     }
 
     fn try_read<T>(&self, anyway: bool, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if anyway { read() } else { self.stream.try_io(Interest::READABLE, read) }
+        if anyway { read() } else { self.socket.try_io(Interest::READABLE, |_| read()) }
     }
 
     fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        self.stream.try_io(Interest::WRITABLE, write)
+        self.socket.try_io(Interest::WRITABLE, |_| write())
     }
 }
 
-fn ready(polled: Poll<io::Result<()>>) -> io::Result<bool> {
+fn ready<G>(polled: Poll<io::Result<G>>) -> io::Result<bool> {
     match polled {
-        Poll::Ready(outcome) => outcome.map(|()| true),
+        // The guard is not used to clear anything: `try_io` does that.
+        Poll::Ready(outcome) => outcome.map(|_guard| true),
         Poll::Pending => Ok(false),
     }
 }

@@ -72,6 +72,11 @@ pub(in crate::proxy) fn trim() {
     });
 }
 
+/// True while empty pipes are kept.
+pub(in crate::proxy) fn keeps_pipes() -> bool {
+    POOL.with_borrow(|pool| !pool.pipes.is_empty())
+}
+
 /// True when the kernel does not splice between such descriptors at all.
 pub(super) fn is_refused(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP))

@@ -1,77 +1,24 @@
-//! The relay between real sockets: manners, time limits, and every byte.
+//! What is asked of every relay: manners, time limits, and every byte.
 
 use std::{
-    io::{Read, Write},
-    net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream},
+    io::{self, Read, Write},
+    net::{Shutdown, TcpStream as StdStream},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
-use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
-use tokio::{net::TcpStream, task::JoinHandle};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::time::Instant;
 
-use super::*;
-use crate::state::EndpointCell;
-
-const LIMITS: SessionLimits = SessionLimits {
-    idle: Duration::from_secs(60),
-    half_closed: Duration::from_secs(60),
-    lifetime: None,
-    user_timeout: Duration::from_secs(30),
-    keepalive: net::Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 },
+use super::{
+    super::{LIMITS, blocking, bytes, reset},
+    bed,
 };
-
-/// The two ends of a relayed session, as plain blocking sockets, and the relay's outcome.
-struct Bed {
-    client: StdStream,
-    upstream: StdStream,
-    relay: JoinHandle<(End, Moved)>,
-}
-
-fn pair() -> (StdStream, StdStream) {
-    let listener = StdListener::bind("127.0.0.1:0").unwrap();
-    let near = StdStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (far, _) = listener.accept().unwrap();
-    near.set_nodelay(true).unwrap();
-    (near, far)
-}
-
-/// Must be called within a runtime.
-fn bed(limits: SessionLimits) -> Bed {
-    let (client, proxy_client) = pair();
-    let (upstream, proxy_upstream) = pair();
-    let relay = tokio::spawn(async move {
-        let inner = |stream: StdStream| {
-            stream.set_nonblocking(true).unwrap();
-            stream.set_nodelay(true).unwrap();
-            TcpStream::from_std(stream).unwrap()
-        };
-        let (client, upstream) = (inner(proxy_client), inner(proxy_upstream));
-        let mut moved = Moved::default();
-        let end = relay(&client, &upstream, Arc::new(limits), &EndpointCell::default(), &mut moved).await;
-        if !end.is_clean() {
-            net::reset_on_close(&client);
-            net::reset_on_close(&upstream);
-        }
-        (end, moved)
-    });
-    Bed { client, upstream, relay }
-}
-
-fn bytes(length: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
-    bytes
-}
-
-fn reset(stream: StdStream) {
-    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(stream);
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.unwrap()
-}
+use crate::{
+    proxy::session::Moved,
+    telemetry::{Cause, End, Side, Stage},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_after_the_clients_end_arrives_whole() {
@@ -482,37 +429,6 @@ async fn an_urgent_byte_in_a_bulk_transfer_ends_nothing_and_holds_nothing_up() {
         .await;
         assert!(relay.await.unwrap().0.is_clean());
     }
-}
-
-fn cpu_of_this_thread() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(now).unwrap()
-}
-
-#[tokio::test]
-async fn waiting_for_a_reader_whose_endpoint_is_dead_costs_no_cpu() {
-    let mut limits = LIMITS;
-    limits.user_timeout = Duration::from_secs(3);
-    let Bed { client, upstream, relay } = bed(limits);
-    let filler = tokio::task::spawn_blocking(move || {
-        upstream.set_nonblocking(true).unwrap();
-        let chunk = bytes(65_536, 12);
-        let until = Instant::now() + Duration::from_millis(800);
-        while Instant::now() < until {
-            if (&upstream).write(&chunk).is_err() {
-                thread::park_timeout(Duration::from_millis(5));
-            }
-        }
-        reset(upstream);
-    });
-    filler.await.unwrap();
-    let before = cpu_of_this_thread();
-    // The client reads nothing: the session ends when patience does.
-    let (end, _) = relay.await.unwrap();
-    assert_eq!((end.side, end.cause), (Side::Upstream, Cause::Reset));
-    let used = cpu_of_this_thread() - before;
-    assert!(used < Duration::from_millis(500), "{used:?} of CPU for waiting");
-    drop(client);
 }
 
 /// Reads everything at about `rate` bytes a second; the bytes, and how it ended.

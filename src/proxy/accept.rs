@@ -1,0 +1,119 @@
+//! Taking connections from a listener's queue, and what to do when descriptors run out. Shared by the two accept loops.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{SocketFlags, acceptfrom_with},
+    process::{Resource, getrlimit},
+};
+use tokio::time::Instant;
+
+use super::peer::Peer;
+use crate::{
+    state::{ListenerCell, Rejection, Shared},
+    telemetry::Cause,
+};
+
+/// How long to wait for descriptors or memory before the next try.
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the queue of a listener that closes may take where descriptors are short.
+pub(super) const FLUSH: Duration = Duration::from_secs(5);
+
+/// Connections taken from the queue before other work gets its turn.
+pub(super) const BATCH: u32 = 64;
+
+/// At most one line in this time about what ran out.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// Descriptors kept for everything but sessions: the admin API must answer when nothing else can.
+const RESERVE: u64 = 32;
+
+/// More of them for each worker: its two epolls, bells and timer, and a few listeners.
+const RESERVE_PER_WORKER: u64 = 12;
+
+/// Descriptors that a session needs.
+const PER_SESSION: u64 = 2;
+
+/// The limit of descriptors when it was last asked for.
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// When it was last said that something ran out, by any worker.
+static LAST_LINE: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// What came of one look into a listener's queue.
+pub(super) enum Taken {
+    /// A client and its address.
+    Client(Peer, SocketAddr),
+    /// The queue is empty.
+    Nothing,
+    /// A connection ended before it was accepted.
+    Lost,
+    /// Descriptors or memory ran out.
+    Short,
+}
+
+/// Takes note of the descriptor limit, which may change while the process runs.
+pub(super) fn renew_limit() {
+    LIMIT.store(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), Relaxed);
+}
+
+/// Takes the next connection, unless the descriptors that are left are the reserve.
+pub(super) fn next(socket: impl AsFd, cell: &ListenerCell, shared: &Shared) -> Taken {
+    let reserve = RESERVE + RESERVE_PER_WORKER * shared.sockets.workers() as u64;
+    if shared.sessions.active() * PER_SESSION + reserve >= LIMIT.load(Relaxed) {
+        return short(cell, &Errno::MFILE.into());
+    }
+    take(socket, cell)
+}
+
+/// Takes the next connection from the reserve too.
+pub(super) fn take(socket: impl AsFd, cell: &ListenerCell) -> Taken {
+    match retry_on_intr(|| acceptfrom_with(&socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)) {
+        Ok((client, address)) => {
+            let client = Peer::new(client);
+            match address.and_then(|address| SocketAddr::try_from(address).ok()) {
+                Some(address) => Taken::Client(client, address),
+                None => lost(cell, &io::ErrorKind::InvalidData.into()),
+            }
+        }
+        Err(Errno::AGAIN) => Taken::Nothing,
+        Err(errno) => {
+            let error = io::Error::from(errno);
+            if Cause::of(&error) == Cause::Exhausted { short(cell, &error) } else { lost(cell, &error) }
+        }
+    }
+}
+
+fn lost(cell: &ListenerCell, error: &io::Error) -> Taken {
+    cell.reject(Rejection::Aborted);
+    tracing::debug!(listener = %cell.name, %error, "a connection ended before it was accepted");
+    Taken::Lost
+}
+
+fn short(cell: &ListenerCell, error: &io::Error) -> Taken {
+    cell.reject(Rejection::Exhausted);
+    if a_line_is_due() {
+        tracing::error!(listener = %cell.name, %error, "accept paused: raise the descriptor limit (LimitNOFILE)");
+    }
+    Taken::Short
+}
+
+fn a_line_is_due() -> bool {
+    let mut last = LAST_LINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let due = last.is_none_or(|at| at.elapsed() >= LINE_EVERY);
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
+}

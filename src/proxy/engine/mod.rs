@@ -1,0 +1,379 @@
+//! The engine: one loop a worker that owns its plain sessions. It accepts, asks `route`, begins the first connect, relays,
+//! and keeps coarse timers, with a system call for nothing that can be known without. Whatever needs more goes to the
+//! worker's tokio half and comes back as an established pair. It must never wait for anything but events.
+
+mod listeners;
+mod mailbox;
+mod poll;
+mod session;
+mod slots;
+mod timer;
+mod wheel;
+
+use std::{
+    io,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use rustix::event::epoll::{Event, EventFlags};
+use tokio::time::Instant;
+
+pub(super) use self::mailbox::{Command, Handovers, Mailbox};
+use self::{
+    listeners::{Accepted, Listeners},
+    mailbox::Pair,
+    poll::{BELL, Poll, TIMER},
+    session::{Outcome, Session},
+    slots::{Slots, Token, Which},
+    timer::Timer,
+};
+use super::{
+    connect,
+    peer::Peer,
+    relay,
+    session::{Books, Handover},
+};
+use crate::{
+    state::{ListenerCell, Phase, Shared, SocketCommand, WorkerCell},
+    telemetry::{Cause, End, Side, Stage},
+};
+
+/// How often pipes and memory that are not needed any more are given back.
+const TIDY: Duration = Duration::from_secs(1);
+
+/// Sessions that this worker may have more than another before that one is asked to take a new one; and an eighth of
+/// what it has.
+const SLACK: u64 = 2;
+
+/// Other workers that are looked at for each new session.
+const LOOKED_AT: usize = 4;
+
+/// A worker's loop.
+pub(super) struct Engine {
+    number: usize,
+    shared: Arc<Shared>,
+    /// Every worker's mailbox; this one's is at `number`.
+    crew: Arc<[Arc<Mailbox>]>,
+    /// Where sessions go that need more.
+    tokio: Arc<Handovers>,
+    poll: Poll,
+    timer: Timer,
+    listeners: Listeners,
+    sessions: Slots<Session>,
+    runnable: Vec<Token>,
+    now: Instant,
+    /// The other worker that was looked at last.
+    looked_at: usize,
+    tidying: bool,
+    stopped: bool,
+}
+
+impl Engine {
+    /// # Errors
+    /// Descriptors ran out.
+    pub(super) fn new(
+        number: usize,
+        shared: Arc<Shared>,
+        crew: Arc<[Arc<Mailbox>]>,
+        tokio: Arc<Handovers>,
+    ) -> io::Result<Self> {
+        let now = Instant::now();
+        let (poll, timer) = (Poll::new()?, Timer::new(now)?);
+        if let Some(mailbox) = crew.get(number) {
+            poll.add(mailbox, BELL, EventFlags::IN | EventFlags::ET)?;
+        }
+        poll.add(timer.kernel(), TIMER, EventFlags::IN | EventFlags::ET)?;
+        Ok(Self {
+            number,
+            shared,
+            crew,
+            tokio,
+            poll,
+            timer,
+            listeners: Listeners::default(),
+            sessions: Slots::new(),
+            runnable: Vec::new(),
+            now,
+            looked_at: number,
+            tidying: false,
+            stopped: false,
+        })
+    }
+
+    /// Runs until it is told to stop. Sessions that are left then are reset.
+    pub(super) fn run(mut self) {
+        let mut events = Poll::room();
+        let mut accepted = Vec::new();
+        let mut busy = false;
+        while !self.stopped {
+            if let Err(error) = self.poll.wait(&mut events, busy) {
+                tracing::error!(%error, "a worker cannot wait for events");
+                return;
+            }
+            self.now = Instant::now();
+            for event in events.drain(..) {
+                self.note(event);
+            }
+            self.run_sessions();
+            busy = self.accept(&mut accepted) || !self.runnable.is_empty();
+            self.timer.arm(self.now);
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        match event.data.u64() {
+            BELL => self.read_mail(),
+            TIMER => self.ring(),
+            word => match Token::from_word(word) {
+                Some((token, which)) => {
+                    if let Some(session) = self.sessions.get(token) {
+                        session.note(which, event.flags);
+                        enqueue(&mut self.runnable, token, session);
+                    }
+                }
+                None => self.listeners.ready(word),
+            },
+        }
+    }
+
+    fn run_sessions(&mut self) {
+        // Those that come meanwhile have their turn after the next look at events.
+        let mut runnable = std::mem::take(&mut self.runnable);
+        runnable.drain(..).for_each(|token| self.turn(token));
+        if self.runnable.is_empty() {
+            self.runnable = runnable;
+        }
+    }
+
+    /// A session's turn. A panic ends the session in which it happens, and no other.
+    fn turn(&mut self, token: Token) {
+        if catch_unwind(AssertUnwindSafe(|| self.run_session(token))).is_err()
+            && let Some(session) = self.take(token)
+        {
+            session.books.close(End { side: Side::Proxy, stage: Stage::Relay, cause: Cause::Panic });
+        }
+    }
+
+    fn run_session(&mut self, token: Token) {
+        let Some(session) = self.sessions.get(token) else {
+            return;
+        };
+        session.queued = false;
+        match session.run(self.now) {
+            Outcome::Waiting(until) => {
+                if session.alarm.is_none_or(|alarm| until < alarm) {
+                    session.alarm = Some(until);
+                    self.timer.set(token.slot, until);
+                }
+                if session.asks_for_room() {
+                    let word = token.word(Which::Client);
+                    // It is watched already, so this takes no memory and cannot fail.
+                    self.poll.modify(&session.client, word, Session::WATCH).unwrap_or_default();
+                }
+            }
+            Outcome::Again => enqueue(&mut self.runnable, token, session),
+            Outcome::Ended(end) => self.end(token, end),
+            Outcome::Handover(attempt, connecting) => {
+                if let Some(session) = self.take(token) {
+                    let Session { client, upstream, books, .. } = *session;
+                    // Epoll would go on watching what has another owner.
+                    self.poll.delete(&client).unwrap_or_default();
+                    self.poll.delete(&upstream).unwrap_or_default();
+                    self.hand_over(client, books, (attempt, connecting.map(|()| upstream)));
+                }
+            }
+        }
+    }
+
+    fn hand_over(&self, client: Peer, books: Books, begun: connect::Begun) {
+        if let Some(cell) = self.cell() {
+            cell.handed_over.fetch_add(1, Relaxed);
+        }
+        self.tokio.put(Handover { client, books, begun });
+    }
+
+    fn end(&mut self, token: Token, end: End) {
+        if let Some(session) = self.take(token) {
+            let Session { client, upstream, books, .. } = *session;
+            if end.is_clean() {
+                client.close();
+                upstream.close();
+            }
+            books.close(end);
+        }
+    }
+
+    fn take(&mut self, token: Token) -> Option<Box<Session>> {
+        let session = self.sessions.take(token)?;
+        self.timer.clear(token.slot);
+        self.count();
+        if !self.tidying {
+            self.tidying = true;
+            self.timer.chore(self.now + TIDY);
+        }
+        Some(session)
+    }
+
+    /// Accepts what this turn allows. True when there is more to take.
+    fn accept(&mut self, accepted: &mut Vec<Accepted>) -> bool {
+        let next = self.listeners.accept(&self.poll, &self.shared, self.now, accepted);
+        for (client, address, listener) in accepted.drain(..) {
+            // As for a session's turn: the books close on unwinding.
+            drop(catch_unwind(AssertUnwindSafe(|| self.admit(client, address, listener))));
+        }
+        if let Some(at) = next.look {
+            self.timer.chore(at);
+        }
+        (0..next.closed).for_each(|_| self.shared.sessions.finish_accepting());
+        next.busy
+    }
+
+    /// A client was accepted: carries it, or has a worker carry it that has less to do.
+    fn admit(&mut self, client: Peer, address: SocketAddr, listener: Arc<ListenerCell>) {
+        let books = Books::open(address, listener, Arc::clone(&self.shared));
+        match self.lighter() {
+            Some(mailbox) => {
+                mailbox.post(Command::Begin(client, books));
+                if let Some(cell) = self.cell() {
+                    cell.passed_on.fetch_add(1, Relaxed);
+                }
+            }
+            None => self.begin(client, books),
+        }
+    }
+
+    /// A worker that has clearly fewer sessions than this one. The kernel spreads connections by a hash, which is even
+    /// for many and uneven for a few.
+    fn lighter(&mut self) -> Option<Arc<Mailbox>> {
+        let workers = self.crew.len();
+        if workers < 2 {
+            return None;
+        }
+        let mine = self.sessions.len() as u64;
+        let enough = mine.checked_sub(SLACK + mine / 8)?;
+        let mut least: Option<(u64, usize)> = None;
+        for _ in 0..LOOKED_AT.min(workers - 1) {
+            self.looked_at = (self.looked_at + 1) % workers;
+            if self.looked_at == self.number {
+                self.looked_at = (self.looked_at + 1) % workers;
+            }
+            let cell = self.shared.workers.get(self.looked_at)?;
+            let theirs = (cell.sessions.load(Relaxed), self.looked_at);
+            least = Some(least.map_or(theirs, |least| least.min(theirs)));
+        }
+        let (_, other) = least.filter(|(sessions, _)| *sessions <= enough)?;
+        self.crew.get(other).map(Arc::clone)
+    }
+
+    /// Carries a session from its beginning.
+    fn begin(&mut self, client: Peer, mut books: Books) {
+        let Some(plan) = connect::plan(&mut books, &[]) else {
+            return books.close(connect::NO_ENDPOINT);
+        };
+        match connect::begin(&mut books, plan, self.now) {
+            (attempt, Ok(upstream)) => {
+                self.insert(Session::connecting(client, upstream, attempt, books));
+            }
+            (attempt, Err(end)) => self.hand_over(client, books, (attempt, Err(end))),
+        }
+    }
+
+    fn insert(&mut self, session: Session) {
+        let token = match self.sessions.insert(Box::new(session)) {
+            Ok(token) => token,
+            Err(session) => return session.books.close(EXHAUSTED),
+        };
+        self.count();
+        let Some(session) = self.sessions.get(token) else {
+            return;
+        };
+        let watched = self
+            .poll
+            .add(&session.upstream, token.word(Which::Upstream), Session::WATCH)
+            .and_then(|()| self.poll.add(&session.client, token.word(Which::Client), Session::WATCH_CLIENT));
+        if watched.is_err() {
+            return self.end(token, EXHAUSTED);
+        }
+        // Sets its alarm.
+        self.turn(token);
+    }
+
+    fn count(&self) {
+        if let Some(cell) = self.cell() {
+            cell.sessions.store(self.sessions.len() as u64, Relaxed);
+        }
+    }
+
+    fn cell(&self) -> Option<&WorkerCell> {
+        self.shared.workers.get(self.number)
+    }
+
+    fn read_mail(&mut self) {
+        let Some(commands) = self.crew.get(self.number).map(|mailbox| mailbox.take()) else {
+            return;
+        };
+        for command in commands {
+            match command {
+                Command::Socket(command) => self.obey(command),
+                Command::Begin(client, books) => self.begin(client, books),
+                Command::Adopt(pair) => {
+                    let Pair { client, upstream, books, limits } = *pair;
+                    self.insert(Session::relaying(client, upstream, limits, books, self.now));
+                }
+                Command::Drain => self.listeners.close(None, &self.poll, self.now),
+                Command::Stop => self.stopped = true,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: SocketCommand) {
+        match command {
+            SocketCommand::Open { .. } if self.shared.sessions.phase() >= Phase::Draining => {
+                self.shared.sessions.finish_accepting();
+            }
+            SocketCommand::Open { listener, socket } => {
+                if let Err(error) = self.listeners.open(Arc::clone(&listener), socket, &self.poll) {
+                    tracing::error!(listener = %listener.name, %error, "cannot accept on a bound socket");
+                    self.shared.sessions.finish_accepting();
+                }
+            }
+            SocketCommand::Reapply { listener, options } => self.listeners.reapply(&listener, &options),
+            SocketCommand::Close { listener } => self.listeners.close(Some(&listener), &self.poll, self.now),
+        }
+    }
+
+    /// The timer has rung.
+    fn ring(&mut self) {
+        let mut rung = Vec::new();
+        let chore = self.timer.rang(self.now, &mut rung);
+        for slot in rung {
+            let Some(token) = self.sessions.token(slot) else { continue };
+            if let Some(session) = self.sessions.get(token) {
+                session.alarm = None;
+                enqueue(&mut self.runnable, token, session);
+            }
+        }
+        if chore && self.tidying {
+            relay::trim();
+            self.sessions.shrink();
+            self.timer.shrink();
+            // Once more after everything has gone: pipes are kept for a while.
+            self.tidying = self.sessions.len() > 0 || relay::keeps_pipes();
+            if self.tidying {
+                self.timer.chore(self.now + TIDY);
+            }
+        }
+    }
+}
+
+const EXHAUSTED: End = End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Exhausted };
+
+fn enqueue(runnable: &mut Vec<Token>, token: Token, session: &mut Session) {
+    if !session.queued {
+        session.queued = true;
+        runnable.push(token);
+    }
+}

@@ -1,0 +1,256 @@
+//! A plain session in the engine: connecting, then relaying. What it does when its sockets are ready or its alarm rings;
+//! what becomes of it is the engine's part.
+
+use std::{
+    cell::Cell,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+use rustix::event::epoll::EventFlags;
+use tokio::time::Instant;
+
+use super::slots::Which;
+use crate::{
+    proxy::{
+        connect::{Attempt, GLANCE},
+        peer::Peer,
+        relay::{self, Relay, Socket, Turn},
+        session::Books,
+    },
+    state::SessionLimits,
+    telemetry::{Cause, End, Side, Stage as At},
+};
+
+/// A session that the engine carries.
+pub(super) struct Session {
+    pub(super) client: Peer,
+    pub(super) upstream: Peer,
+    client_ready: Ready,
+    upstream_ready: Ready,
+    pub(super) stage: Stage,
+    pub(super) books: Books,
+    /// When its alarm rings, if it is set.
+    pub(super) alarm: Option<Instant>,
+    /// Waits for its turn already.
+    pub(super) queued: bool,
+}
+
+/// How far it has come.
+pub(super) enum Stage {
+    Connecting(Attempt),
+    Relaying(Relay),
+    /// Nothing is left to do here.
+    Leaving,
+}
+
+/// What a turn has come to.
+pub(super) enum Outcome {
+    /// Nothing to do until a socket is ready or this time has come.
+    Waiting(Instant),
+    /// There is more to do, after the others.
+    Again,
+    /// It is over.
+    Ended(End),
+    /// The attempt has failed, or is late: tokio goes on with it.
+    Handover(Attempt, Result<(), End>),
+}
+
+impl Session {
+    /// A session whose upstream connection is under way.
+    pub(super) fn connecting(client: Peer, upstream: Peer, attempt: Attempt, books: Books) -> Self {
+        Self::new(client, upstream, Stage::Connecting(attempt), books)
+    }
+
+    /// A session whose connections are established.
+    pub(super) fn relaying(
+        client: Peer,
+        upstream: Peer,
+        limits: Arc<SessionLimits>,
+        books: Books,
+        now: Instant,
+    ) -> Self {
+        Self::new(client, upstream, Stage::Relaying(Relay::new(now, limits)), books)
+    }
+
+    fn new(client: Peer, upstream: Peer, stage: Stage, books: Books) -> Self {
+        Self {
+            client,
+            upstream,
+            // A fresh connection takes what is written to it; of reading, the first event tells.
+            client_ready: Ready::new(Ready::WRITE),
+            upstream_ready: Ready::new(Ready::ASKED),
+            stage,
+            books,
+            alarm: None,
+            queued: false,
+        }
+    }
+
+    /// What epoll is to watch each socket for. The client is watched for room only once it had none.
+    pub(super) const WATCH_CLIENT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+    pub(super) const WATCH: EventFlags = Self::WATCH_CLIENT.union(EventFlags::OUT);
+
+    /// Takes note of an event.
+    pub(super) fn note(&self, which: Which, event: EventFlags) {
+        match which {
+            Which::Client => self.client_ready.note(event),
+            Which::Upstream => self.upstream_ready.note(event),
+        }
+    }
+
+    /// True when epoll is to be told, once, that the client is to be watched for room.
+    pub(super) fn asks_for_room(&self) -> bool {
+        self.client_ready.asks()
+    }
+
+    /// Does what can be done now.
+    pub(super) fn run(&mut self, now: Instant) -> Outcome {
+        if let Stage::Connecting(_) = self.stage
+            && let Some(outcome) = self.connect(now)
+        {
+            return outcome;
+        }
+        let Stage::Relaying(relay) = &mut self.stage else {
+            return Outcome::Ended(End { side: Side::Proxy, stage: At::Connect, cause: Cause::Panic });
+        };
+        let client = Half { peer: &self.client, ready: &self.client_ready };
+        let upstream = Half { peer: &self.upstream, ready: &self.upstream_ready };
+        let pair = relay::Pair { client: &client, upstream: &upstream };
+        let mut turn = relay.turn(&pair, now);
+        if relay.deadline() <= now && !matches!(turn, Turn::Ended(_)) {
+            turn = match relay.expired(&pair, now) {
+                Some(end) => Turn::Ended(end),
+                None => relay.turn(&pair, now),
+            };
+        }
+        if turn == Turn::Waiting && relay.overlooks_resets() {
+            let dead = match () {
+                () if self.client_ready.has(Ready::FAILED) => Some(Side::Client),
+                () if self.upstream_ready.has(Ready::FAILED) => Some(Side::Upstream),
+                () => None,
+            };
+            if let Some(dead) = dead {
+                turn = relay.reset(dead, &pair, now);
+            }
+        }
+        self.books.account(relay.moved());
+        match turn {
+            Turn::Waiting => Outcome::Waiting(relay.deadline()),
+            Turn::Again => Outcome::Again,
+            Turn::Ended(end) => Outcome::Ended(end),
+        }
+    }
+
+    /// `None` once the connection is established.
+    fn connect(&mut self, now: Instant) -> Option<Outcome> {
+        let Stage::Connecting(attempt) = std::mem::replace(&mut self.stage, Stage::Leaving) else {
+            return None;
+        };
+        let late = attempt.deadline.min(self.books.started + GLANCE);
+        let failed = self.upstream_ready.has(Ready::FAILED | Ready::GONE);
+        if self.client_ready.has(Ready::FAILED | Ready::GONE) {
+            return Some(Outcome::Ended(End { side: Side::Client, stage: At::Connect, cause: Cause::Reset }));
+        }
+        // An error comes with readiness for everything, so it is asked about first.
+        if failed || self.upstream_ready.has(Ready::WRITE) {
+            if let Err(end) = attempt.outcome(&self.upstream, failed) {
+                return Some(Outcome::Handover(attempt, Err(end)));
+            }
+            attempt.connected(&mut self.books, now);
+            self.stage = Stage::Relaying(Relay::new(now, attempt.plan.limits));
+            return None;
+        }
+        if now >= late {
+            return Some(Outcome::Handover(attempt, Ok(())));
+        }
+        self.stage = Stage::Connecting(attempt);
+        Some(Outcome::Waiting(late))
+    }
+}
+
+/// What is known of a socket's readiness, from events and from what reads and writes have said since.
+struct Ready(Cell<u8>);
+
+impl Ready {
+    const READ: u8 = 1;
+    const WRITE: u8 = 2;
+    /// The peer has ended its direction: a read finds at least that.
+    const ENDED: u8 = 4;
+    /// The connection has an error to tell.
+    const FAILED: u8 = 8;
+    /// The connection is over in both directions.
+    const GONE: u8 = 16;
+    /// A write found no room.
+    const FULL: u8 = 32;
+    /// Epoll watches for room.
+    const ASKED: u8 = 64;
+
+    const fn new(flags: u8) -> Self {
+        Self(Cell::new(flags))
+    }
+
+    fn has(&self, flags: u8) -> bool {
+        self.0.get() & flags != 0
+    }
+
+    fn note(&self, event: EventFlags) {
+        let flags = [
+            (EventFlags::IN, Self::READ),
+            (EventFlags::OUT, Self::WRITE),
+            (EventFlags::RDHUP, Self::ENDED),
+            (EventFlags::ERR, Self::FAILED),
+            (EventFlags::HUP, Self::GONE),
+        ];
+        let seen = flags.into_iter().filter(|(flag, _)| event.contains(*flag));
+        self.0.set(seen.fold(self.0.get(), |sum, (_, flag)| sum | flag));
+    }
+
+    fn asks(&self) -> bool {
+        let asks = self.0.get() & (Self::FULL | Self::ASKED) == Self::FULL;
+        if asks {
+            self.0.set(self.0.get() | Self::ASKED);
+        }
+        asks
+    }
+
+    fn blocked<T>(&self, tried: io::Result<T>, cleared: u8, noted: u8) -> io::Result<T> {
+        if let Err(error) = &tried
+            && error.kind() == io::ErrorKind::WouldBlock
+        {
+            self.0.set(self.0.get() & !cleared | noted);
+        }
+        tried
+    }
+}
+
+/// A socket with its readiness.
+struct Half<'a> {
+    peer: &'a Peer,
+    ready: &'a Ready,
+}
+
+impl AsFd for Half<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.peer.as_fd()
+    }
+}
+
+impl Socket for Half<'_> {
+    fn readable(&self) -> io::Result<bool> {
+        Ok(self.ready.has(Ready::READ | Ready::ENDED | Ready::FAILED | Ready::GONE))
+    }
+
+    fn writable(&self) -> io::Result<bool> {
+        Ok(self.ready.has(Ready::WRITE | Ready::FAILED | Ready::GONE))
+    }
+
+    fn try_read<T>(&self, _anyway: bool, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.ready.blocked(read(), Ready::READ, 0)
+    }
+
+    fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.ready.blocked(write(), Ready::WRITE, Ready::FULL)
+    }
+}
