@@ -1,24 +1,60 @@
 //! What every new session pays for: choosing, counting, and borrowing the snapshot. Run with `cargo bench --bench hot`.
 
+mod world;
+
 use std::{hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{BenchmarkId, Criterion};
+use rand::{SeedableRng, rngs::SmallRng};
 use twinspan::{
-    balance::{Load, Maglev, Shares, lighter},
+    balance::{Balance, Load, Shares, lighter},
     ids::Generation,
+    proxy::{Facts, choose},
     state::{GroupCell, Histogram, Reports, Shared, Snapshot, Sockets},
     telemetry::SessionLog,
 };
 
+use crate::world::{Draw, client, maglev};
+
+const BALANCES: [Balance; 5] = [
+    Balance::LeastSessions,
+    Balance::LeastLatency,
+    Balance::RoundRobin,
+    Balance::Random,
+    Balance::SourceHash,
+];
+
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
+    route(&mut criterion);
     choice(&mut criterion);
     counting(&mut criterion);
     bridge(&mut criterion);
     criterion.final_summary();
 }
 
-// ---- the choice of a cloud and an endpoint
+// ---- the whole choice, as a session's first attempt makes it
+
+fn route(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("route");
+    for balance in BALANCES {
+        let (shared, listener) = world::bridge(balance);
+        let mut rng = SmallRng::seed_from_u64(7);
+        let mut n = 0;
+        group.bench_function(balance.as_str(), |bencher| {
+            bencher.iter(|| {
+                n += 1;
+                let snapshot = shared.snapshot();
+                let pool = &snapshot.listener(&listener)?.pool;
+                let facts = Facts { client: client(black_box(n)), tried: &[] };
+                choose(pool, &facts, &mut rng).map(|endpoint| endpoint.address())
+            });
+        });
+    }
+    group.finish();
+}
+
+// ---- its parts: the cloud, and the endpoint in it
 
 fn choice(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("balance");
@@ -42,8 +78,7 @@ fn choice(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("shares_at", size), |bencher| {
             bencher.iter(|| uneven.at(black_box(draw.next())));
         });
-        let members: Vec<_> = (0..size).map(|n| (format!("10.0.0.{n}:5432").into_bytes(), 1)).collect();
-        let maglev = Maglev::new(&members);
+        let maglev = maglev(size);
         group.bench_function(BenchmarkId::new("maglev_member", size), |bencher| {
             bencher.iter(|| maglev.member(black_box(draw.next())));
         });
@@ -89,16 +124,4 @@ fn bridge(criterion: &mut Criterion) {
         });
     });
     group.finish();
-}
-
-/// A seeded stream of bits (Marsaglia, "Xorshift RNGs", 2003): cheap beside what is measured, and the same in every run.
-struct Draw(u64);
-
-impl Draw {
-    const fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
 }
