@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod accept;
+mod budget;
 mod examples;
 mod failover;
 mod generations;

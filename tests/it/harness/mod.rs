@@ -1,6 +1,7 @@
 //! What the tests share: a place to stand, upstreams with a story, the proxy as a process, load, and patience.
 
 mod backend;
+mod calls;
 mod load;
 mod pattern;
 mod place;
@@ -9,6 +10,7 @@ mod proxy;
 mod setup;
 
 pub(crate) use backend::{Backend, Full};
+pub(crate) use calls::Calls;
 pub(crate) use load::{Load, Outcome, ask};
 pub(crate) use pattern::{Dice, Pattern};
 pub(crate) use place::Place;

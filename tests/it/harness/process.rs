@@ -68,6 +68,15 @@ pub(crate) struct Process {
     farewell: Signal,
 }
 
+/// User memory in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Resident (RSS).
+    pub(crate) resident: u64,
+    /// Resident, with pages that processes share counted in part (PSS).
+    pub(crate) proportional: u64,
+}
+
 #[derive(Debug, Default)]
 struct Said {
     lines: Mutex<Vec<String>>,
@@ -186,6 +195,17 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Memory of its own and its part of what it shares, in bytes.
+    pub(crate) fn memory(&self) -> Memory {
+        let path = format!("/proc/{}/smaps_rollup", self.pid());
+        let rollup = std::fs::read_to_string(path).unwrap();
+        let bytes = |key: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+        };
+        Memory { resident: bytes("Rss:"), proportional: bytes("Pss:") }
     }
 
     /// Waits until something listens at `address`, or fails with what the program said.
