@@ -126,6 +126,7 @@ impl SessionLog {
             waiting: Arc::clone(&waiting),
             dropped: Arc::clone(&dropped),
             text: String::new(),
+            clock: Clock::default(),
         };
         let (ending, ended) = sync_channel(0);
         let thread = thread::Builder::new().name("session-log".into()).spawn(move || {
@@ -194,6 +195,32 @@ struct Writer<W> {
     waiting: Arc<AtomicU64>,
     dropped: Arc<AtomicU64>,
     text: String,
+    clock: Clock,
+}
+
+/// The written form of the last second that was asked for: most lines share it with the line before.
+#[derive(Default)]
+struct Clock {
+    second: Option<i64>,
+    text: String,
+}
+
+impl Clock {
+    /// A time in RFC 3339 form, with microseconds.
+    fn write(&mut self, out: &mut String, time: Timestamp) {
+        let (mut second, mut nanos) = (time.as_second(), time.subsec_nanosecond());
+        if nanos < 0 {
+            (second, nanos) = (second - 1, nanos + 1_000_000_000);
+        }
+        if self.second != Some(second) {
+            self.second = Some(second);
+            self.text.clear();
+            let whole = Timestamp::from_second(second).unwrap_or_default();
+            let _ = write!(self.text, "{whole:.0}");
+            let _zulu = self.text.pop();
+        }
+        let _ = write!(out, "{}.{:06}Z", self.text, nanos / 1000);
+    }
 }
 
 impl<W: Write> Writer<W> {
@@ -222,7 +249,7 @@ impl<W: Write> Writer<W> {
                     Ok((ended, record)) => {
                         records += 1;
                         let ended = Timestamp::try_from(ended).unwrap_or_default();
-                        line(&mut self.text, &record, self.format, ended);
+                        line(&mut self.text, &record, self.format, (&mut self.clock, ended));
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
@@ -243,22 +270,29 @@ impl<W: Write> Writer<W> {
     }
 }
 
-fn line(out: &mut String, record: &SessionRecord, format: LineFormat, now: Timestamp) {
+fn line(out: &mut String, record: &SessionRecord, format: LineFormat, (clock, now): (&mut Clock, Timestamp)) {
     match format {
-        LineFormat::Text => text(out, record, now),
-        LineFormat::Json => json(out, record, now),
+        LineFormat::Text => {
+            clock.write(out, now);
+            text(out, record);
+        }
+        LineFormat::Json => {
+            out.push_str(r#"{"timestamp":""#);
+            clock.write(out, now);
+            json(out, record);
+        }
     }
     out.push('\n');
 }
 
 /// Names come from the operator's file, which allows no spaces, quotes or control characters in them; addresses and
 /// numbers are ours. Nothing that a client sent stands in a line.
-fn text(out: &mut String, record: &SessionRecord, now: Timestamp) {
+fn text(out: &mut String, record: &SessionRecord) {
     let end = record.end;
     // Writing to a String cannot fail.
     let _ = write!(
         out,
-        "{now:.6} session={} client={} listener={}",
+        " session={} client={} listener={}",
         record.session,
         canonical(record.client),
         record.listener
@@ -289,21 +323,21 @@ fn text(out: &mut String, record: &SessionRecord, now: Timestamp) {
     );
 }
 
-fn json(out: &mut String, record: &SessionRecord, now: Timestamp) {
+fn json(out: &mut String, record: &SessionRecord) {
     let end = record.end;
     let _ = write!(
         out,
-        r#"{{"timestamp":"{now:.6}","target":"session","session":{},"client":"{}","listener":{}"#,
+        r#"","target":"session","session":{},"client":"{}","listener":{}"#,
         record.session,
         canonical(record.client),
-        quoted(record.listener.as_str())
+        Quoted(record.listener.as_str())
     );
     if let Some(pool) = &record.pool {
-        let _ = write!(out, r#","pool":{}"#, quoted(pool.as_str()));
+        let _ = write!(out, r#","pool":{}"#, Quoted(pool.as_str()));
     }
     if let Some(endpoint) = &record.endpoint {
         let _ =
-            write!(out, r#","cloud":{},"endpoint":"{}""#, quoted(endpoint.cloud.as_str()), endpoint.address);
+            write!(out, r#","cloud":{},"endpoint":"{}""#, Quoted(endpoint.cloud.as_str()), endpoint.address);
     }
     let _ = write!(
         out,
@@ -330,8 +364,18 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-fn quoted(name: &str) -> String {
-    serde_json::Value::from(name).to_string()
+/// A JSON string.
+struct Quoted<'a>(&'a str);
+
+impl std::fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+        if self.0.bytes().all(plain) {
+            write!(f, "\"{}\"", self.0)
+        } else {
+            write!(f, "{}", serde_json::Value::from(self.0))
+        }
+    }
 }
 
 /// Milliseconds with microsecond precision.
@@ -394,7 +438,7 @@ mod tests {
     #[test]
     fn a_text_line_has_every_field_once() {
         let mut out = String::new();
-        line(&mut out, &record(RESET), LineFormat::Text, Timestamp::UNIX_EPOCH);
+        line(&mut out, &record(RESET), LineFormat::Text, (&mut Clock::default(), Timestamp::UNIX_EPOCH));
         assert_eq!(
             out,
             "1970-01-01T00:00:00.000000Z session=7 client=192.0.2.1:40000 listener=pg pool=db cloud=aws \
@@ -406,12 +450,36 @@ mod tests {
     #[test]
     fn a_json_line_is_one_object_with_the_same_fields() {
         let mut out = String::new();
-        line(&mut out, &record(RESET), LineFormat::Json, Timestamp::UNIX_EPOCH);
+        line(&mut out, &record(RESET), LineFormat::Json, (&mut Clock::default(), Timestamp::UNIX_EPOCH));
         let value: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!(value["endpoint"], "10.0.1.10:5432");
         assert_eq!(value["cause"], "reset");
         assert_eq!(value["total_ms"], 1500.0);
         assert_eq!(value["generation"], 12);
+    }
+
+    #[test]
+    fn times_are_written_as_the_calendar_has_them() {
+        let mut clock = Clock::default();
+        for (nanos, text) in [
+            (1_700_000_000_000_001_999_i128, "2023-11-14T22:13:20.000001Z"),
+            (1_700_000_000_999_999_999, "2023-11-14T22:13:20.999999Z"),
+            (1_700_000_001_000_000_000, "2023-11-14T22:13:21.000000Z"),
+            (-1_000, "1969-12-31T23:59:59.999999Z"),
+            (951_782_400_500_000_000, "2000-02-29T00:00:00.500000Z"),
+        ] {
+            let mut out = String::new();
+            clock.write(&mut out, Timestamp::from_nanosecond(nanos).unwrap());
+            assert_eq!(out, text);
+        }
+    }
+
+    #[test]
+    fn names_that_json_must_escape_are_escaped() {
+        for name in ["plain-1.x", "with \"quotes\"", "back\\slash", "new\nline", "é"] {
+            let quoted = Quoted(name).to_string();
+            assert_eq!(serde_json::from_str::<String>(&quoted).unwrap(), name);
+        }
     }
 
     #[test]
