@@ -86,7 +86,12 @@ fn endpoint(pool: &PoolName, cloud: &str, ip: [u8; 4]) -> Arc<Endpoint> {
     let [.., host] = ip;
     (0..host % 5).for_each(|_| cell.begin());
     cell.connected(Duration::from_micros(500 + u64::from(host)));
-    Arc::new(Endpoint { identity: Arc::new(identity), cell: Arc::new(cell), weight: 100 })
+    Arc::new(Endpoint {
+        identity: Arc::new(identity),
+        cell: Arc::new(cell),
+        weight: 100,
+        socket: Arc::default(),
+    })
 }
 
 /// A hash table of this many equal members.

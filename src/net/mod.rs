@@ -5,8 +5,8 @@ mod listen;
 mod options;
 
 pub use dial::{
-    Stall, begin, dial, end_of_stream, guard, met_itself, reset_on_close, set_user_timeout, stall,
-    take_error, waiting,
+    Stall, begin, dial, end_of_stream, guard, met_itself, reset_on_close, set_nodelay, set_user_timeout,
+    stall, take_error, waiting,
 };
 pub use listen::{Listen, bind_hint, listen, reapply};
 pub use options::{Dscp, Outgoing, RefusedOption, Tuning};

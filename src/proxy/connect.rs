@@ -5,6 +5,7 @@
 use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use rand::{SeedableRng, rngs::SmallRng};
+use rustix::net::RecvFlags;
 use tokio::{
     io::Interest,
     time::{Instant, sleep, timeout_at},
@@ -76,7 +77,7 @@ pub(super) async fn connect(
                 if books.attempts > 0 && has_left(client) {
                     return Err(End { side: Side::Client, stage: Stage::Connect, cause: Cause::Closed });
                 }
-                begin(books, plan, Instant::now())
+                begin(books, plan, has_sent(client.get_ref()), Instant::now())
             }
         };
         let dialled = match upstream {
@@ -113,10 +114,10 @@ pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option
     Some(Plan { endpoint: Arc::clone(endpoint), connect: pool.connect, limits: Arc::clone(&listener.limits) })
 }
 
-/// Begins an attempt. The books know of it from here on.
-pub(super) fn begin(books: &mut Books, plan: Plan, now: Instant) -> Begun {
+/// Begins an attempt for a client that has sent something already, or not. The books know of it from here on.
+pub(super) fn begin(books: &mut Books, plan: Plan, eager: bool, now: Instant) -> Begun {
     books.attempt(Arc::clone(&plan.endpoint));
-    let upstream = net::begin(plan.endpoint.address(), &plan.endpoint.socket);
+    let upstream = net::begin(plan.endpoint.address(), &plan.endpoint.socket, eager);
     let deadline = (now + plan.connect.timeout).min(books.started + plan.connect.total);
     (Attempt { plan, begun: now, deadline }, upstream.map(Peer::new).map_err(|error| refusal(&error)))
 }
@@ -204,8 +205,17 @@ async fn gone(client: &Watched<'_>) -> Cause {
 /// True when the client ended its direction and had sent nothing: nobody waits for an answer to no question, so no
 /// further attempt is made for it. A client that sent something and then ended its direction is served in full.
 fn has_left(client: &Watched<'_>) -> bool {
+    peek(client.get_ref()) == Some(0)
+}
+
+/// True when the client's first bytes are here.
+pub(super) fn has_sent(client: impl AsFd) -> bool {
+    peek(client) == Some(1)
+}
+
+/// The number of bytes that a read of one would get: 0 at the end of the stream, `None` while nothing has come.
+fn peek(client: impl AsFd) -> Option<usize> {
     let mut byte = [0_u8; 1];
-    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    let peeked = rustix::net::recv(client.get_ref(), &mut byte, flags);
-    peeked.is_ok_and(|(_, length)| length == 0)
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    rustix::net::recv(client, &mut byte, flags).ok().map(|(_, length)| length)
 }

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     ids::{Generation, PoolName},
+    net,
     state::{Endpoint, ListenerCell, Shared},
     sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
@@ -56,6 +57,7 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
         drop(watched);
         return engine.adopt(client, upstream, books, limits);
     }
+    net::set_nodelay(&upstream);
     let end = match sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) {
         Ok(other) => relay::relay(&watched, &other, limits, &mut books).await,
         Err(_) => End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Exhausted },

@@ -273,7 +273,8 @@ impl Engine {
         let Some(plan) = connect::plan(&mut books, &[]) else {
             return books.close(connect::NO_ENDPOINT);
         };
-        match connect::begin(&mut books, plan, self.now) {
+        let eager = connect::has_sent(&client);
+        match connect::begin(&mut books, plan, eager, self.now) {
             (attempt, Ok(upstream)) => {
                 self.insert(Session::connecting(client, upstream, attempt, books));
             }

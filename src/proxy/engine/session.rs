@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::slots::Which;
 use crate::{
+    net,
     proxy::{
         connect::{Attempt, GLANCE},
         peer::Peer,
@@ -78,8 +79,9 @@ impl Session {
         Self {
             client,
             upstream,
-            // A fresh connection takes what is written to it; of reading, the first event tells.
-            client_ready: Ready::new(Ready::WRITE),
+            // A fresh connection takes what is written to it; of reading, the first event tells. The client's socket has
+            // its options from the listener.
+            client_ready: Ready::new(Ready::WRITE | Ready::NODELAY),
             upstream_ready: Ready::new(Ready::ASKED),
             stage,
             books,
@@ -171,28 +173,36 @@ impl Session {
 }
 
 /// What is known of a socket's readiness, from events and from what reads and writes have said since.
-struct Ready(Cell<u8>);
+struct Ready(Cell<u16>);
 
 impl Ready {
-    const READ: u8 = 1;
-    const WRITE: u8 = 2;
+    const READ: u16 = 1;
+    const WRITE: u16 = 2;
     /// The peer has ended its direction: a read finds at least that.
-    const ENDED: u8 = 4;
+    const ENDED: u16 = 4;
     /// The connection has an error to tell.
-    const FAILED: u8 = 8;
+    const FAILED: u16 = 8;
     /// The connection is over in both directions.
-    const GONE: u8 = 16;
+    const GONE: u16 = 16;
     /// A write found no room.
-    const FULL: u8 = 32;
+    const FULL: u16 = 32;
     /// Epoll watches for room.
-    const ASKED: u8 = 64;
+    const ASKED: u16 = 64;
+    /// Something was written.
+    const WROTE: u16 = 128;
+    /// Nagle's algorithm is off.
+    const NODELAY: u16 = 256;
 
-    const fn new(flags: u8) -> Self {
+    const fn new(flags: u16) -> Self {
         Self(Cell::new(flags))
     }
 
-    fn has(&self, flags: u8) -> bool {
+    fn has(&self, flags: u16) -> bool {
         self.0.get() & flags != 0
+    }
+
+    fn add(&self, flags: u16) {
+        self.0.set(self.0.get() | flags);
     }
 
     fn note(&self, event: EventFlags) {
@@ -215,7 +225,7 @@ impl Ready {
         asks
     }
 
-    fn blocked<T>(&self, tried: io::Result<T>, cleared: u8, noted: u8) -> io::Result<T> {
+    fn blocked<T>(&self, tried: io::Result<T>, cleared: u16, noted: u16) -> io::Result<T> {
         if let Err(error) = &tried
             && error.kind() == io::ErrorKind::WouldBlock
         {
@@ -251,6 +261,14 @@ impl Socket for Half<'_> {
     }
 
     fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        // Most sessions with one request need no call for this.
+        if !self.ready.has(Ready::NODELAY) {
+            let again = self.ready.has(Ready::WROTE);
+            if again {
+                net::set_nodelay(self.peer);
+            }
+            self.ready.add(if again { Ready::NODELAY } else { Ready::WROTE });
+        }
         self.ready.blocked(write(), Ready::WRITE, Ready::FULL)
     }
 }
