@@ -63,6 +63,9 @@ pub const KEEPALIVE: Keepalive =
 /// Unacknowledged bytes mean a dead peer after this, not after the kernel's 15 minutes.
 pub const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A connect with first bytes in it succeeds before the endpoint has said anything: no other one could be tried.
+pub const FAST_OPEN: bool = false;
+
 /// Weight of an endpoint or a cloud.
 pub const WEIGHT: u32 = 1;
 

@@ -2,13 +2,18 @@
 //!
 //! A default that is the absence of a value cannot be spelled out: it stands there as a comment.
 
-use std::fmt::{self, Display, Write as _};
+use std::{
+    fmt::{self, Display, Write as _},
+    net::IpAddr,
+};
 
 use super::{
-    Address, AdminBind, Cloud, Config, Endpoint, Health, Listener, Policy, Pool, Probe,
+    Address, AdminBind, Cloud, Config, Endpoint, Health, Keepalive, Listener, Policy, Pool, Probe, Tuning,
+    sockets::size_text,
     values::{status_text, time_text},
     words::Vocabulary as _,
 };
+use crate::net::Dscp;
 
 /// The config as TOML. Reading it gives the same config again.
 #[must_use]
@@ -71,7 +76,42 @@ fn write_own(out: &mut String, config: &Config) -> fmt::Result {
 fn write_cloud(out: &mut String, cloud: &Cloud) -> fmt::Result {
     writeln!(out, "\n[cloud.{}]", key(cloud.name.as_str()))?;
     optional(out, "region", cloud.region.as_deref(), "none")?;
-    optional(out, "egress_usd_per_gb", cloud.egress_usd_per_gb.as_deref(), "none")
+    optional(out, "egress_usd_per_gb", cloud.egress_usd_per_gb.as_deref(), "none")?;
+    let socket = &cloud.socket;
+    let sources: Vec<String> = [socket.source_v4.map(IpAddr::V4), socket.source_v6.map(IpAddr::V6)]
+        .into_iter()
+        .flatten()
+        .map(text)
+        .collect();
+    let sources = (!sources.is_empty()).then(|| format!("[{}]", sources.join(", ")));
+    bare(out, "source", sources, "the kernel chooses")?;
+    let timeout = socket.user_timeout.map(time_text);
+    optional(out, "user_timeout", timeout.as_deref(), "that of the listener")?;
+    bare(out, "keepalive", socket.keepalive.as_ref().map(keepalive_table), "that of the listener")?;
+    writeln!(out, "fast_open = {}", socket.fast_open)?;
+    write_tuning(out, &socket.tuning)
+}
+
+fn write_tuning(out: &mut String, tuning: &Tuning) -> fmt::Result {
+    optional(out, "interface", tuning.interface.as_deref(), "any")?;
+    optional(out, "congestion", tuning.congestion.as_deref(), "the machine's")?;
+    for (key, bytes) in [
+        ("send_buffer", tuning.send_buffer),
+        ("receive_buffer", tuning.receive_buffer),
+        ("notsent_lowat", tuning.notsent_lowat),
+    ] {
+        optional(out, key, bytes.map(size_text).as_deref(), "the kernel's")?;
+    }
+    bare(out, "dscp", tuning.dscp.map(Dscp::number), "none")
+}
+
+fn keepalive_table(keepalive: &Keepalive) -> String {
+    format!(
+        "{{ idle = {}, interval = {}, count = {} }}",
+        text(time_text(keepalive.idle)),
+        text(time_text(keepalive.interval)),
+        keepalive.count,
+    )
 }
 
 fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
@@ -151,7 +191,6 @@ fn write_endpoint(out: &mut String, endpoint: &Endpoint) -> fmt::Result {
 }
 
 fn write_listener(out: &mut String, listener: &Listener) -> fmt::Result {
-    let keepalive = &listener.keepalive;
     writeln!(out, "\n[[listener]]")?;
     writeln!(out, "name = {}", text(&listener.name))?;
     writeln!(out, "bind = {}", text(listener.bind))?;
@@ -163,13 +202,16 @@ fn write_listener(out: &mut String, listener: &Listener) -> fmt::Result {
     writeln!(out, "backlog = {}", listener.backlog)?;
     writeln!(out, "only_v6 = {}", listener.bind.only_v6)?;
     writeln!(out, "user_timeout = {}", text(time_text(listener.user_timeout)))?;
-    writeln!(
-        out,
-        "keepalive = {{ idle = {}, interval = {}, count = {} }}",
-        text(time_text(keepalive.idle)),
-        text(time_text(keepalive.interval)),
-        keepalive.count,
-    )
+    writeln!(out, "keepalive = {}", keepalive_table(&listener.keepalive))?;
+    bare(out, "fast_open", listener.fast_open, "off")?;
+    write_tuning(out, &listener.tuning)
+}
+
+fn bare(out: &mut String, key: &str, value: Option<impl Display>, absent: &str) -> fmt::Result {
+    match value {
+        Some(value) => writeln!(out, "{key} = {value}"),
+        None => writeln!(out, "# {key}: {absent}"),
+    }
 }
 
 fn optional(out: &mut String, key: &str, value: Option<&str>, absent: &str) -> fmt::Result {

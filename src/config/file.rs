@@ -9,10 +9,11 @@ use serde::Deserialize;
 use super::{
     Balance, Level, LogFormat, SessionLines, WhenAllDown,
     defaults::{self, PROBE_FALL, PROBE_JITTER, PROBE_RISE, WEIGHT},
-    keys::{Items, Key, Named, Share, Status},
+    keys::{Items, Key, Mark, Named, Share, Status},
     values::{
-        AddressText, AdminText, BindText, Decimal, FilePath, HttpHost, HttpPath, LongTime, Name, ProbeText,
-        Seconds, TelemetryText, Time, status_text, time_text,
+        AddressText, AdminText, BindText, CongestionText, Decimal, FilePath, HttpHost, HttpPath,
+        InterfaceText, LongTime, Name, ProbeText, Seconds, SizeText, SourceText, TelemetryText, Time,
+        status_text, time_text,
     },
     words::{PolicyWord, Vocabulary as _, Word},
 };
@@ -120,6 +121,57 @@ pub(super) struct Cloud {
     /// prices are decimal and floats are not.
     #[schemars(extend("x-default" = "none"))]
     pub(super) egress_usd_per_gb: Key<Decimal>,
+
+    /// Addresses of this machine that connections to this cloud come from, at most one of each family: for a firewall
+    /// over there, or a second uplink here. Probes use them too. By default the routes decide, and they know best.
+    #[schemars(length(min = 1, max = 2), extend("x-default" = "the kernel chooses by its routes"))]
+    pub(super) source: Key<Items<SourceText>>,
+
+    /// The interface that connections to this cloud leave by, whatever the routes say (SO_BINDTODEVICE): a tunnel,
+    /// say. Its replies must come back by it. Probes use it too; while it is gone, the endpoints of the cloud are down.
+    #[schemars(extend("x-default" = "the kernel chooses by its routes"))]
+    pub(super) interface: Key<InterfaceText>,
+
+    /// The congestion control of connections to this cloud: `bbr` for a long path that loses packets, `cubic`, `reno`.
+    /// The machine must have it. By default that of the machine: what is best depends on the path and on who shares it.
+    #[schemars(extend("x-default" = "`net.ipv4.tcp_congestion_control`"))]
+    pub(super) congestion: Key<CongestionText>,
+
+    /// TCP_USER_TIMEOUT towards endpoints of this cloud, in place of the listener's: how long sent bytes may stay
+    /// unacknowledged. It is in force only while bytes are on their way.
+    #[schemars(extend("x-default" = "that of the listener"))]
+    pub(super) user_timeout: Key<Time>,
+
+    /// TCP keepalive towards endpoints of this cloud, in place of the listener's, for a firewall between that forgets
+    /// sooner or charges for packets.
+    #[schemars(extend("x-default" = "that of the listener"))]
+    pub(super) keepalive: Key<KeepaliveTable>,
+
+    /// The send buffer, `"4KiB"` to `"1GiB"`; the kernel cuts it to `net.core.wmem_max`. By default the kernel adapts it
+    /// to each connection, which a fixed size ends: it fits paths with more bandwidth x delay than `tcp_wmem` allows, or
+    /// saves memory.
+    #[schemars(extend("x-default" = "adapted by the kernel, within `net.ipv4.tcp_wmem`"))]
+    pub(super) send_buffer: Key<SizeText>,
+
+    /// The receive buffer, likewise; the kernel cuts it to `net.core.rmem_max`.
+    #[schemars(extend("x-default" = "adapted by the kernel, within `net.ipv4.tcp_rmem`"))]
+    pub(super) receive_buffer: Key<SizeText>,
+
+    /// TCP_NOTSENT_LOWAT: at most about this much waits in the kernel unsent, so that bytes wait at their origin and not
+    /// here. `"128KiB"` saves memory on slow paths; less costs throughput, which is why there is no default.
+    #[schemars(extend("x-default" = "`net.ipv4.tcp_notsent_lowat`: no limit"))]
+    pub(super) notsent_lowat: Key<SizeText>,
+
+    /// TCP Fast Open: with an endpoint that was connected to before, the first bytes of a client travel with the SYN and
+    /// save a round trip. Only where clients speak first, and where the endpoint may see those bytes twice; and an
+    /// endpoint that refuses is noticed too late to try another one, which is why it is off. Probes do without.
+    #[schemars(extend("default" = defaults::FAST_OPEN))]
+    pub(super) fast_open: Key<bool>,
+
+    /// The DSCP mark of packets to this cloud: a number from 0 to 63, or a class (`"EF"`, `"AF21"`, `"CS1"`, `"LE"`). By
+    /// default none: networks between clouds erase most marks, and some treat them in ways of their own.
+    #[schemars(extend("x-default" = "none: 0"))]
+    pub(super) dscp: Key<Mark>,
 }
 
 /// A pool: endpoints that serve one thing, how one of them is chosen, and how it is known which are up.
@@ -355,15 +407,50 @@ pub(super) struct Listener {
     pub(super) only_v6: Key<bool>,
 
     /// TCP_USER_TIMEOUT on both sides: how long sent bytes may stay unacknowledged. They mean a dead peer after this,
-    /// not after the kernel's 15 minutes.
+    /// not after the kernel's 15 minutes. A cloud may have its own.
     #[schemars(extend("default" = time_text(defaults::USER_TIMEOUT)))]
     pub(super) user_timeout: Key<Time>,
 
-    /// TCP keepalive on both sides.
+    /// TCP keepalive on both sides. A cloud may have its own.
     pub(super) keepalive: Key<KeepaliveTable>,
+
+    /// The interface that clients come in by, and answers leave by (SO_BINDTODEVICE): connections to the same address by
+    /// another one are not accepted.
+    #[schemars(extend("x-default" = "every one"))]
+    pub(super) interface: Key<InterfaceText>,
+
+    /// The congestion control of what is sent to clients: `bbr` for clients on paths that lose packets, `cubic`, `reno`.
+    /// The machine must have it. By default that of the machine: what is best depends on the path and on who shares it.
+    #[schemars(extend("x-default" = "`net.ipv4.tcp_congestion_control`"))]
+    pub(super) congestion: Key<CongestionText>,
+
+    /// The send buffer, `"4KiB"` to `"1GiB"`; the kernel cuts it to `net.core.wmem_max`. By default the kernel adapts it
+    /// to each connection, which a fixed size ends: it bounds what a slow client can hold of this machine's memory.
+    #[schemars(extend("x-default" = "adapted by the kernel, within `net.ipv4.tcp_wmem`"))]
+    pub(super) send_buffer: Key<SizeText>,
+
+    /// The receive buffer, likewise; the kernel cuts it to `net.core.rmem_max`.
+    #[schemars(extend("x-default" = "adapted by the kernel, within `net.ipv4.tcp_rmem`"))]
+    pub(super) receive_buffer: Key<SizeText>,
+
+    /// TCP_NOTSENT_LOWAT: at most about this much waits in the kernel unsent, so that bytes wait at their origin and not
+    /// here. `"128KiB"` saves memory with slow clients; less costs throughput, which is why there is no default.
+    #[schemars(extend("x-default" = "`net.ipv4.tcp_notsent_lowat`: no limit"))]
+    pub(super) notsent_lowat: Key<SizeText>,
+
+    /// TCP Fast Open: clients that were here before may send their first bytes with the SYN; this many connections may
+    /// wait for the end of such a handshake. It takes 2 in `net.ipv4.tcp_fastopen`. Off by default, as a network may
+    /// deliver those first bytes twice, which not every service can stand.
+    #[schemars(range(min = 1, max = 65535), extend("x-default" = "off"))]
+    pub(super) fast_open: Key<u32>,
+
+    /// The DSCP mark of packets to clients: a number from 0 to 63, or a class (`"EF"`, `"AF21"`, `"CS1"`, `"LE"`). By
+    /// default none: most networks erase marks, and some treat them in ways of their own.
+    #[schemars(extend("x-default" = "none: 0"))]
+    pub(super) dscp: Key<Mark>,
 }
 
-/// TCP keepalive on both sides of a session. A silent peer is found after 60 + 3 x 10 s: under the 350 s of AWS NLB, the
+/// TCP keepalive: of both sides of a session, or of a cloud's endpoints. A silent peer is found after 60 + 3 x 10 s: under the 350 s of AWS NLB, the
 /// 4 min of Azure and the 10 min of Google firewalls, so that they never forget a live session.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

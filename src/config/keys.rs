@@ -9,7 +9,8 @@ use serde::{
 };
 use toml::Spanned;
 
-use super::values::{Name, StatusText};
+use super::values::{DscpText, Name, StatusText};
+use crate::net::Dscp;
 
 macro_rules! schema_of {
     ($outer:ident, $inner:ident) => {
@@ -189,5 +190,55 @@ impl Visitor<'_> for StatusVisitor {
         let StatusText(range) =
             StatusText::deserialize(serde::de::value::StrDeserializer::<E>::new(text)).map_err(E::custom)?;
         Ok(Status(range))
+    }
+}
+
+/// A DSCP mark: its number, or its class as a text.
+pub(super) struct Mark(pub(super) Dscp);
+
+impl JsonSchema for Mark {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        Cow::Borrowed("Mark")
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "integer", "minimum": 0, "maximum": 63 },
+                DscpText::json_schema(generator),
+            ],
+        })
+    }
+}
+
+/// By hand, as `untagged` would lose the place of the value.
+impl<'de> Deserialize<'de> for Mark {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(MarkVisitor)
+    }
+}
+
+struct MarkVisitor;
+
+impl Visitor<'_> for MarkVisitor {
+    type Value = Mark;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a DSCP mark")
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Mark, E> {
+        let mark = u8::try_from(number).ok().and_then(Dscp::new);
+        mark.map(Mark).ok_or_else(|| E::custom("0 to 63"))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Mark, E> {
+        let DscpText(mark) =
+            DscpText::deserialize(serde::de::value::StrDeserializer::<E>::new(text)).map_err(E::custom)?;
+        Ok(Mark(mark))
     }
 }

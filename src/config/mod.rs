@@ -12,12 +12,13 @@ mod problem;
 mod reference;
 mod report;
 mod schema;
+mod sockets;
 #[cfg(test)]
 mod tests;
 mod values;
 mod words;
 
-pub use crate::net::{Bind, Keepalive};
+pub use crate::net::{Bind, Keepalive, Outgoing, Tuning};
 pub(crate) use parse::is_this_machine;
 pub(crate) use report::counted;
 pub use {
@@ -28,7 +29,7 @@ pub use {
     schema::schema,
 };
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::ids::{CloudName, ListenerName, PoolName};
 
@@ -164,6 +165,8 @@ pub struct Cloud {
     pub region: Option<String>,
     /// What a gigabyte leaving it costs, in US dollars: a decimal number as written, shown in `status`.
     pub egress_usd_per_gb: Option<String>,
+    /// How sockets towards its endpoints are set up. Shared by all of them.
+    pub socket: Arc<Outgoing>,
 }
 
 /// A pool.
@@ -322,6 +325,10 @@ pub struct Listener {
     pub keepalive: Keepalive,
     /// TCP_USER_TIMEOUT on both sides: how long sent bytes may stay unacknowledged.
     pub user_timeout: Duration,
+    /// TCP_FASTOPEN: connections that may wait for the end of their handshake with bytes in hand.
+    pub fast_open: Option<u32>,
+    /// Other options of its sockets, inherited by accepted ones.
+    pub tuning: Tuning,
 }
 
 impl Balance {

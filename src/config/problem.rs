@@ -85,6 +85,8 @@ codes! {
     Health = 1018,
     /// An admin address that the network could reach.
     AdminExposed = 1019,
+    /// A `source` with two addresses of one family, or none of the family of an endpoint.
+    Source = 1020,
     /// A pool whose endpoints are never probed.
     NoHealth = 1101,
     /// A pool that no listener uses.
@@ -97,6 +99,8 @@ codes! {
     NoListener = 1105,
     /// A setting that cannot have an effect.
     NoEffect = 1106,
+    /// What the machine that checks does not have: the one that serves must.
+    NotHere = 1107,
 }
 
 impl Code {

@@ -25,6 +25,7 @@ the file before the defaults. A key that is not known is refused, and so is a fi
 - A *time* is a text with a unit: `\"250ms\"`, `\"5s\"`, `\"1h 30m\"`. A bare number is refused. One of more than an hour
   is told of as a warning, where it is unusual.
 - A *name* has 1 to 64 letters, digits and `. _ - : [ ]`: it stands in logs and labels.
+- A *size* is a text with a unit: `\"256KiB\"`, `\"4MiB\"`.
 - An *address* is `IP:PORT`; IPv6 stands in brackets: `[2001:db8::1]:443`. `tcp://` may stand before it.
 - In words such as `least-sessions`, `-` and `_` are the same.
 
@@ -114,6 +115,9 @@ fn kind(schema: &Value) -> String {
                 "name" => "name",
                 "bind" | "admin-bind" | "telemetry-bind" | "address" => "address",
                 "decimal" => "decimal number in quotes",
+                "size" => "size",
+                "source" => "IP address",
+                "dscp" => "class in quotes",
                 "http-status" => "class or range in quotes",
                 _ => "text",
             };

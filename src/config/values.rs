@@ -12,7 +12,8 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Address, AdminBind, problem::Code};
+use super::{Address, AdminBind, problem::Code, sockets};
+use crate::net::Dscp;
 
 /// Why a text is not what it should be, and what to write instead.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,11 +24,11 @@ pub(super) struct Mistake {
 }
 
 impl Mistake {
-    fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(super) fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { code: Code::BadValue, what: what.into(), hint: Some(hint.into()) }
     }
 
-    fn coded(self, code: Code) -> Self {
+    pub(super) fn coded(self, code: Code) -> Self {
         Self { code, ..self }
     }
 }
@@ -123,6 +124,17 @@ texts! {
     HttpHost(String) = "http-host", "a Host header", http_host, { "minLength": 1 };
     /// Bytes that a probe sends or looks for.
     ProbeText(String) = "bytes", "a text of 1 to 4096 bytes", probe_text, { "minLength": 1, "maxLength": 4096 };
+    /// The name of a congestion control.
+    CongestionText(String) = "congestion", "a congestion control", sockets::congestion, { "minLength": 1 };
+    /// The size of a buffer.
+    SizeText(u32) = "size", "a number of bytes with its unit", sockets::size, { "pattern": "^[0-9.]+ ?[A-Za-z]+$" };
+    /// The class of a DSCP mark.
+    DscpText(Dscp) = "dscp", "a class of DSCP", sockets::dscp, { "pattern": "^[0-9A-Za-z]+$" };
+    /// What connections come from.
+    SourceText(IpAddr) = "source", "an IP address without a port", sockets::source, { "minLength": 2 };
+    /// A network interface.
+    InterfaceText(String) = "interface", "the name of an interface", sockets::interface,
+        { "minLength": 1, "maxLength": 15 };
     /// A class or a range of HTTP status codes.
     StatusText((u16, u16)) = "http-status", "a class or a range of status codes", status,
         { "pattern": "^([1-5]xx|[1-5][0-9][0-9](-[1-5][0-9][0-9])?)$" };

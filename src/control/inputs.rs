@@ -14,7 +14,7 @@ use crate::{
     balance::Maglev,
     config::{self, Address, Config},
     ids::{CloudName, EndpointIdentity, EndpointKey, PoolName},
-    net::Bind,
+    net::{Bind, Outgoing},
     state::{EndpointCell, GroupCell, Listener, ListenerCell},
 };
 
@@ -205,6 +205,12 @@ impl Inputs {
         self.config.pools.iter().flat_map(names).collect()
     }
 
+    /// How sockets towards a cloud are set up.
+    pub(super) fn socket(&self, cloud: &CloudName) -> Arc<Outgoing> {
+        let cloud = self.config.clouds.iter().find(|known| known.name == *cloud);
+        cloud.map_or_else(Arc::default, |cloud| Arc::clone(&cloud.socket))
+    }
+
     /// Lists a pool's endpoints, names replaced by addresses.
     fn gather(&mut self, pool: &config::Pool) {
         let mut members: Vec<Member> = Vec::new();
@@ -223,7 +229,15 @@ impl Inputs {
                     (Some(host), known.cloned().unwrap_or_default())
                 }
             };
+            let socket = self.socket(&endpoint.cloud);
             for address in addresses {
+                if !socket.reaches(address) {
+                    tracing::warn!(
+                        pool = %pool.name, endpoint = %address, cloud = %endpoint.cloud,
+                        "the cloud's `source` has no address of this family: left out"
+                    );
+                    continue;
+                }
                 if let Some(host) = host.as_ref().filter(|_| self.is_own(address)) {
                     loops.insert((Arc::clone(host), address));
                     continue;

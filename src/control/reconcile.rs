@@ -249,6 +249,8 @@ mod tests {
             backlog: 1,
             keepalive: Keepalive { idle: SECOND, interval: SECOND, count: 1 },
             user_timeout: SECOND,
+            fast_open: None,
+            tuning: crate::config::Tuning::default(),
         };
         OpenListener { config, cell: Arc::new(ListenerCell::new(ListenerName::from(name), address)) }
     }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::{self, Config, Report},
     ids::Generation,
-    net::{self, Bind, Listen},
+    net::{self, Bind, Listen, RefusedOption},
     state::{ListenerCell, Shared},
 };
 
@@ -37,6 +37,14 @@ pub enum ReloadError {
         listener: String,
         /// Its address.
         address: Bind,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel refuses what a cloud's sockets are to have.
+    #[error("cannot dial cloud {cloud} as its settings say: {source}")]
+    Dial {
+        /// Which cloud.
+        cloud: String,
         /// What the kernel said.
         source: io::Error,
     },
@@ -160,6 +168,7 @@ impl Loader {
         if config.listeners.is_empty() && !self.listeners.is_empty() {
             return Err(ReloadError::NoListener);
         }
+        try_out(&config)?;
         let waiting = keep(&self.started, &mut config);
         let mut fresh: Vec<Bound> = Vec::new();
         let mut listeners = Vec::new();
@@ -188,7 +197,7 @@ impl Loader {
         }
         for open in changed {
             let options = options(&open.config, open.cell.address);
-            self.shared.sockets.reapply(&open.cell, options).await;
+            self.shared.sockets.reapply(&open.cell, &options).await;
         }
         for gone in
             self.listeners.iter().filter(|old| !listeners.iter().any(|new| Arc::ptr_eq(&new.cell, &old.cell)))
@@ -233,6 +242,30 @@ impl Loader {
     }
 }
 
+/// Asks the kernel whether it takes the socket options of a config. An interface or an address that a cloud lacks may yet
+/// come, as a tunnel does.
+///
+/// # Errors
+/// It refuses one.
+pub(super) fn try_out(config: &Config) -> Result<(), ReloadError> {
+    for cloud in &config.clouds {
+        match cloud.socket.try_out() {
+            Ok(()) => {}
+            Err(error) if RefusedOption::may_come(&error) => {
+                tracing::warn!(cloud = %cloud.name, %error, "this cloud cannot be dialled now");
+            }
+            Err(source) => return Err(ReloadError::Dial { cloud: cloud.name.to_string(), source }),
+        }
+    }
+    config.listeners.iter().try_for_each(|listener| {
+        listener.tuning.try_out().map_err(|source| ReloadError::Bind {
+            listener: listener.name.to_string(),
+            address: listener.bind,
+            source,
+        })
+    })
+}
+
 /// Binds one listener for every worker.
 ///
 /// # Errors
@@ -251,6 +284,8 @@ fn options(listener: &config::Listener, address: SocketAddr) -> Listen {
         bind: Bind { address, ..listener.bind },
         backlog: listener.backlog,
         keepalive: listener.keepalive,
+        fast_open: listener.fast_open,
+        tuning: listener.tuning.clone(),
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     health::Health,
     inputs::OpenListener,
     reconcile::{Doors, Reconciler, Request},
-    reload::{Bound, Loader, ReloadError, bind},
+    reload::{Bound, Loader, ReloadError, bind, try_out},
 };
 use crate::{
     config::{AdminBind, Config},
@@ -114,9 +114,10 @@ pub struct Control {
 /// Binds what the config names.
 ///
 /// # Errors
-/// An address cannot be bound. The default admin and telemetry addresses are given up with a warning instead: two
+/// An address cannot be bound, or the kernel refuses a socket option. The default admin and telemetry addresses are given up with a warning instead: two
 /// proxies on one machine need not agree on them.
 pub fn bind_all(config: &Config, workers: usize) -> Result<Bindings, StartError> {
+    try_out(config)?;
     let listeners =
         config.listeners.iter().map(|listener| bind(listener, workers)).collect::<Result<_, _>>()?;
     let admin = match &config.admin.bind {

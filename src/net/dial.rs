@@ -152,7 +152,7 @@ mod tests {
     use std::{net::TcpListener, os::fd::AsRawFd};
 
     use super::*;
-    use crate::net::{Dscp, Tuning};
+    use crate::net::{Dscp, RefusedOption, Tuning};
 
     fn listener() -> (TcpListener, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -192,7 +192,7 @@ mod tests {
                 receive_buffer: Some(131_072),
                 notsent_lowat: Some(16_384),
                 dscp: Dscp::new(18),
-                interface: None,
+                interface: Some("lo".into()),
             },
             source_v4: Some("127.0.0.9".parse().unwrap()),
             ..Outgoing::default()
@@ -205,6 +205,7 @@ mod tests {
         assert_eq!(socket.recv_buffer_size().unwrap(), 262_144);
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16_384);
         assert_eq!(socket.tos_v4().unwrap(), 18 << 2);
+        assert_eq!(socket.device().unwrap().as_deref(), Some(&b"lo"[..]));
     }
 
     #[tokio::test]
@@ -214,5 +215,50 @@ mod tests {
         let error = dial(address, &options).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         assert!(error.to_string().starts_with("source address 192.0.2.9: "), "{error}");
+        assert!(RefusedOption::may_come(&error));
+    }
+
+    #[tokio::test]
+    async fn an_interface_or_a_congestion_control_that_is_gone_is_named() {
+        let (_listener, address) = listener();
+        let with = |tuning| Outgoing { tuning, ..Outgoing::default() };
+        let gone = with(Tuning { interface: Some("no-such-if".into()), ..Tuning::default() });
+        let error = dial(address, &gone).await.unwrap_err();
+        assert!(error.to_string().starts_with("interface no-such-if: No such device"), "{error}");
+        assert!(gone.try_out().is_err_and(|error| RefusedOption::may_come(&error)));
+
+        let gone = with(Tuning { congestion: Some("no-such-cc".into()), ..Tuning::default() });
+        let error = dial(address, &gone).await.unwrap_err();
+        let file = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+        assert!(error.to_string().starts_with("congestion control no-such-cc: "), "{error}");
+        assert!(error.to_string().contains(file), "{error}");
+        assert!(gone.try_out().is_err_and(|error| !RefusedOption::may_come(&error)));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_of_a_family_without_a_source_is_not_dialled_from_elsewhere() {
+        let (_listener, address) = listener();
+        let options = Outgoing { source_v6: Some("::1".parse().unwrap()), ..Outgoing::default() };
+        let error = dial(address, &options).await.unwrap_err();
+        assert!(error.to_string().starts_with("no source address of the family of 127.0.0.1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_port_is_left_to_the_connect_though_the_source_is_bound() {
+        let (_listener, address) = listener();
+        let options = Outgoing { source_v4: Some("127.0.0.9".parse().unwrap()), ..Outgoing::default() };
+        let stream = dial(address, &options).await.unwrap();
+        assert!(crate::sys::bind_address_no_port(&stream).unwrap());
+    }
+
+    #[test]
+    fn fast_open_is_set_on_a_socket_that_dials() {
+        let (listener, address) = listener();
+        let options = Outgoing { fast_open: true, ..Outgoing::default() };
+        let Ok(begun) = begin(address, &options) else {
+            return; // net.ipv4.tcp_fastopen without the part of clients
+        };
+        assert!(crate::sys::fast_open_connect(&begun).unwrap());
+        drop(listener);
     }
 }

@@ -8,10 +8,11 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::{Bind, Keepalive};
+use super::{Bind, Keepalive, Tuning, options};
+use crate::sys;
 
 /// How a listener's sockets are set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Where.
     pub bind: Bind,
@@ -19,6 +20,10 @@ pub struct Listen {
     pub backlog: u32,
     /// Inherited by accepted sockets.
     pub keepalive: Keepalive,
+    /// TCP_FASTOPEN: connections that may wait for the end of their handshake with bytes in hand. `None` is off.
+    pub fast_open: Option<u32>,
+    /// Inherited by accepted sockets.
+    pub tuning: Tuning,
 }
 
 /// Binds `count` sockets to one address, for as many workers (SO_REUSEPORT when more than one).
@@ -45,12 +50,18 @@ pub fn listen(options: &Listen, count: usize) -> io::Result<Vec<TcpListener>> {
         .collect()
 }
 
-/// Sets changed options on a socket that is already open.
+/// Sets changed options on a socket that is already open. What is no longer set goes back to what a new socket has.
 ///
 /// # Errors
 /// What the kernel said to one of the options.
 pub fn reapply(socket: &impl AsFd, options: &Listen) -> io::Result<()> {
     let socket = SockRef::from(socket);
+    let address = options.bind.address;
+    let new = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    options.tuning.take_back(&socket, &new, address.is_ipv6())?;
+    if options.fast_open.is_none() && sys::fast_open(&*socket)? != 0 {
+        sys::set_fast_open(&*socket, 0)?;
+    }
     inherited(&socket, options)?;
     socket.listen(backlog(options))
 }
@@ -87,7 +98,11 @@ fn inherited(socket: &Socket, options: &Listen) -> io::Result<()> {
     // Not TCP_USER_TIMEOUT: while it is set, the first unanswered keepalive probe ends a connection, whatever their count
     // (tcp_keepalive_timer in net/ipv4/tcp_timer.c). The relay sets it while bytes are on their way.
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive(options.keepalive))
+    socket.set_tcp_keepalive(&keepalive(options.keepalive))?;
+    if let Some(queue) = options.fast_open {
+        options::fast_open(socket, queue)?;
+    }
+    options.tuning.set(socket, options.bind.address.is_ipv6())
 }
 
 pub(super) fn keepalive(keepalive: Keepalive) -> TcpKeepalive {
@@ -106,6 +121,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::net::Dscp;
 
     fn options(address: &str) -> Listen {
         Listen {
@@ -116,6 +132,8 @@ mod tests {
                 interval: Duration::from_secs(10),
                 count: 3,
             },
+            fast_open: None,
+            tuning: Tuning::default(),
         }
     }
 
@@ -149,6 +167,115 @@ mod tests {
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
         assert!(accepted.tcp_user_timeout().unwrap().is_none_or(|timeout| timeout.is_zero()));
         drop(client);
+    }
+
+    fn tuned() -> Tuning {
+        Tuning {
+            congestion: Some("reno".into()),
+            send_buffer: Some(65_536),
+            receive_buffer: Some(32_768),
+            notsent_lowat: Some(16_384),
+            dscp: Dscp::new(46),
+            interface: Some("lo".into()),
+        }
+    }
+
+    /// What a socket has of all that.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Found {
+        congestion: Vec<u8>,
+        buffers: (usize, usize),
+        notsent_lowat: u32,
+        tos: u32,
+        interface: Option<Vec<u8>>,
+    }
+
+    fn found(socket: &impl AsFd) -> Found {
+        let socket = SockRef::from(socket);
+        let mut congestion = socket.tcp_congestion().unwrap();
+        congestion.retain(|byte| *byte != 0);
+        Found {
+            congestion,
+            buffers: (socket.send_buffer_size().unwrap(), socket.recv_buffer_size().unwrap()),
+            notsent_lowat: socket.tcp_notsent_lowat().unwrap(),
+            tos: socket.tos_v4().unwrap(),
+            interface: socket.device().unwrap(),
+        }
+    }
+
+    fn set() -> Found {
+        Found {
+            congestion: b"reno".to_vec(),
+            buffers: (131_072, 65_536),
+            notsent_lowat: 16_384,
+            tos: 46 << 2,
+            interface: Some(b"lo".to_vec()),
+        }
+    }
+
+    fn accept(listener: &TcpListener) -> (std::net::TcpStream, std::net::TcpStream) {
+        listener.set_nonblocking(false).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_what_the_operator_has_set() {
+        let options = Listen { tuning: tuned(), fast_open: Some(64), ..options("127.0.0.1:0") };
+        let listener = listen(&options, 1).unwrap().remove(0);
+        assert_eq!((found(&listener), sys::fast_open(&listener).unwrap()), (set(), 64));
+        let (_client, accepted) = accept(&listener);
+        assert_eq!(found(&accepted), set());
+    }
+
+    #[test]
+    fn a_reload_sets_and_takes_back() {
+        let plain = options("127.0.0.1:0");
+        let listener = listen(&plain, 1).unwrap().remove(0);
+        let (_client, before) = accept(&listener);
+        let (new, untouched) = (found(&listener), found(&before));
+        let address = listener.local_addr().unwrap();
+
+        let mut options = Listen { tuning: tuned(), fast_open: Some(64), ..plain.clone() };
+        reapply(&listener, &options).unwrap();
+        let (_client, accepted) = accept(&listener);
+        assert_eq!((found(&accepted), sys::fast_open(&listener).unwrap()), (set(), 64));
+
+        options.tuning.send_buffer = None;
+        reapply(&listener, &options).unwrap();
+        let expected = Found { buffers: (new.buffers.0, 65_536), ..set() };
+        assert_eq!(found(&listener), expected);
+
+        reapply(&listener, &plain).unwrap();
+        assert_eq!((found(&listener), sys::fast_open(&listener).unwrap()), (new, 0));
+        let (_client, accepted) = accept(&listener);
+        assert_eq!(found(&accepted), untouched, "as if nothing had ever been set");
+        assert_eq!(found(&before), untouched, "a session that lasts keeps what it had");
+        assert_eq!(listener.local_addr().unwrap(), address);
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_refuses_the_bind_and_is_named() {
+        let tuning = Tuning { interface: Some("no-such-if".into()), ..Tuning::default() };
+        let error = listen(&Listen { tuning, ..options("127.0.0.1:0") }, 1).unwrap_err();
+        assert!(bind_hint(&error).starts_with("interface no-such-if: No such device"), "{error}");
+    }
+
+    #[test]
+    fn both_families_of_a_wildcard_are_marked() {
+        let options = Listen { tuning: tuned(), ..options("[::]:0") };
+        let Ok(mut sockets) = listen(&options, 1) else {
+            return; // a machine without IPv6
+        };
+        let listener = sockets.remove(0);
+        listener.set_nonblocking(false).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for address in ["127.0.0.1", "::1"] {
+            let Ok(_client) = std::net::TcpStream::connect((address, port)) else { continue };
+            let (accepted, _) = listener.accept().unwrap();
+            let accepted = SockRef::from(&accepted);
+            assert_eq!((accepted.tos_v4().unwrap(), accepted.tclass_v6().unwrap()), (46 << 2, 46 << 2));
+        }
     }
 
     #[test]

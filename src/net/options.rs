@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{SockRef, Socket};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::Keepalive;
 use crate::sys;
@@ -72,11 +72,40 @@ impl Dscp {
 
 /// The kernel refused an option of a cloud or a listener, as for an interface that is gone.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}")]
+#[error("{what}: {source}{}", hint(what, source))]
 pub struct RefusedOption {
     what: String,
     source: io::Error,
 }
+
+impl RefusedOption {
+    /// True where `error` is one for what may yet come while the process runs: an interface or an address.
+    #[must_use]
+    pub fn may_come(error: &io::Error) -> bool {
+        let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>());
+        let said = refused.and_then(|refused| refused.source.raw_os_error());
+        matches!(said, Some(libc::ENODEV | libc::EADDRNOTAVAIL))
+    }
+}
+
+fn hint(what: &str, source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) if what.starts_with(CONGESTION) => {
+            ": the kernel of this machine does not have it (/proc/sys/net/ipv4/tcp_available_congestion_control; \
+             modprobe tcp_NAME loads one)"
+        }
+        Some(libc::EPERM) if what.starts_with(CONGESTION) => {
+            ": not one that any process may use (/proc/sys/net/ipv4/tcp_allowed_congestion_control), and this one has \
+             no CAP_NET_ADMIN"
+        }
+        Some(libc::EPERM) if what.starts_with(INTERFACE) => ": the process needs CAP_NET_RAW for it",
+        Some(libc::EOPNOTSUPP) => ": net.ipv4.tcp_fastopen lacks 1, the part of clients",
+        _ => "",
+    }
+}
+
+const CONGESTION: &str = "congestion control";
+const INTERFACE: &str = "interface";
 
 impl Outgoing {
     /// The source address for connections to `address`, if there is one.
@@ -101,11 +130,32 @@ impl Outgoing {
         Self { fast_open: false, ..self.clone() }
     }
 
+    /// Sets the options on sockets that are thrown away.
+    ///
+    /// # Errors
+    /// What the kernel said to one of them; of the source address, that this machine does not have it, say.
+    pub fn try_out(&self) -> io::Result<()> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        let sources = [self.source_v4.map(IpAddr::V4), self.source_v6.map(IpAddr::V6)];
+        let mut addresses: Vec<SocketAddr> =
+            sources.into_iter().flatten().map(|ip| SocketAddr::new(ip, 0)).collect();
+        if addresses.is_empty() {
+            addresses.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        }
+        for address in addresses {
+            let domain = Domain::for_address(address);
+            self.set(&Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?, address)?;
+        }
+        Ok(())
+    }
+
     /// Sets what there is to set on a socket that is about to be connected to `address`.
     pub(super) fn set(&self, socket: &Socket, address: SocketAddr) -> io::Result<()> {
         self.tuning.set(socket, address.is_ipv6())?;
         if self.fast_open {
-            refused(sys::set_fast_open_connect(socket, true), || "TCP Fast Open".to_owned())?;
+            fast_open_connect(socket)?;
         }
         let Some(source) = self.source(address) else {
             if self.reaches(address) {
@@ -122,13 +172,24 @@ impl Outgoing {
 }
 
 impl Tuning {
+    /// Sets the options on a socket that is thrown away.
+    ///
+    /// # Errors
+    /// What the kernel said to one of them.
+    pub fn try_out(&self) -> io::Result<()> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        self.set(&Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?, false)
+    }
+
     /// Sets what there is to set. `ipv6`: the family of the socket.
     pub(super) fn set(&self, socket: &Socket, ipv6: bool) -> io::Result<()> {
         if let Some(interface) = &self.interface {
-            refused(socket.bind_device(Some(interface.as_bytes())), || format!("interface {interface}"))?;
+            refused(socket.bind_device(Some(interface.as_bytes())), || format!("{INTERFACE} {interface}"))?;
         }
         if let Some(name) = &self.congestion {
-            refused(socket.set_tcp_congestion(name.as_bytes()), || format!("congestion control {name}"))?;
+            refused(socket.set_tcp_congestion(name.as_bytes()), || format!("{CONGESTION} {name}"))?;
         }
         if let Some(bytes) = self.send_buffer {
             refused(socket.set_send_buffer_size(size(bytes)), || format!("send buffer of {bytes} bytes"))?;
@@ -144,6 +205,56 @@ impl Tuning {
         }
         Ok(())
     }
+
+    /// Gives `socket` what `new` has, wherever nothing is set here.
+    pub(super) fn take_back(&self, socket: &Socket, new: &Socket, ipv6: bool) -> io::Result<()> {
+        if self.interface.is_none() && socket.device()?.is_some() {
+            refused(socket.bind_device(None), || "no interface".to_owned())?;
+        }
+        let congestion = new.tcp_congestion()?;
+        if self.congestion.is_none() && socket.tcp_congestion()? != congestion {
+            let name = congestion.split(|byte| *byte == 0).next().unwrap_or_default();
+            socket.set_tcp_congestion(name)?;
+        }
+        self.take_back_buffers(socket, new)?;
+        if self.notsent_lowat.is_none() && socket.tcp_notsent_lowat()? != new.tcp_notsent_lowat()? {
+            socket.set_tcp_notsent_lowat(new.tcp_notsent_lowat()?)?;
+        }
+        if self.dscp.is_none() && socket.tos_v4()? != new.tos_v4()? {
+            mark(socket, new.tos_v4()?, ipv6)?;
+        }
+        Ok(())
+    }
+
+    fn take_back_buffers(&self, socket: &Socket, new: &Socket) -> io::Result<()> {
+        let send = new.send_buffer_size()?;
+        let receive = new.recv_buffer_size()?;
+        let free_send = self.send_buffer.is_none() && socket.send_buffer_size()? != send;
+        let free_receive = self.receive_buffer.is_none() && socket.recv_buffer_size()? != receive;
+        if !free_send && !free_receive {
+            return Ok(());
+        }
+        // The kernel doubles what it is told.
+        if free_send {
+            socket.set_send_buffer_size(send / 2)?;
+        }
+        if free_receive {
+            socket.set_recv_buffer_size(receive / 2)?;
+        }
+        // A size that was set keeps the kernel from adapting the buffer, until it is told that it may.
+        let fixed = (self.send_buffer.is_some(), self.receive_buffer.is_some());
+        refused(sys::set_fixed_buffers(socket, fixed.0, fixed.1), || "buffers without a size".to_owned())
+    }
+}
+
+/// Has the first bytes travel with the SYN.
+pub(super) fn fast_open_connect(socket: &Socket) -> io::Result<()> {
+    refused(sys::set_fast_open_connect(socket, true), || "TCP Fast Open".to_owned())
+}
+
+/// Takes first bytes that came with the SYN.
+pub(super) fn fast_open(socket: &Socket, queue: u32) -> io::Result<()> {
+    refused(sys::set_fast_open(socket, queue), || format!("TCP Fast Open with a queue of {queue}"))
 }
 
 /// Marks the packets of a socket. One of IPv6 may carry IPv4 connections, which take the IPv4 mark.

@@ -65,9 +65,10 @@ impl Sockets {
     }
 
     /// Has every worker set changed options on its socket of this listener.
-    pub async fn reapply(&self, listener: &Arc<ListenerCell>, options: Listen) {
+    pub async fn reapply(&self, listener: &Arc<ListenerCell>, options: &Listen) {
         for worker in &self.workers {
-            drop(worker.send(SocketCommand::Reapply { listener: Arc::clone(listener), options }).await);
+            let (listener, options) = (Arc::clone(listener), options.clone());
+            drop(worker.send(SocketCommand::Reapply { listener, options }).await);
         }
     }
 

@@ -6,6 +6,10 @@ mod readiness;
 mod tcp;
 
 pub use memory::give_memory_back;
-pub use options::{set_bind_address_no_port, set_fast_open_connect};
+#[cfg(test)]
+pub use options::{bind_address_no_port, fast_open_connect};
+pub use options::{
+    fast_open, set_bind_address_no_port, set_fast_open, set_fast_open_connect, set_fixed_buffers,
+};
 pub use readiness::readiness;
 pub use tcp::{Progress, progress, unsent};

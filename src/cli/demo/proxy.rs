@@ -1,6 +1,6 @@
 //! The proxy of the demo: its config, made in code, and what is read from it while it runs.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use anyhow::Context as _;
 use tokio::time::Instant;
@@ -156,7 +156,12 @@ fn config(clouds: &[Cloud], doors: Option<Doors>) -> Config {
         telemetry: config::Telemetry { bind: doors.map(|doors| doors.telemetry), explicit: true },
         clouds: clouds
             .iter()
-            .map(|cloud| config::Cloud { name: cloud.name().clone(), region: None, egress_usd_per_gb: None })
+            .map(|cloud| config::Cloud {
+                name: cloud.name().clone(),
+                region: None,
+                egress_usd_per_gb: None,
+                socket: Arc::default(),
+            })
             .collect(),
         pools: vec![pool(clouds)],
         listeners: vec![config::Listener {
@@ -169,6 +174,8 @@ fn config(clouds: &[Cloud], doors: Option<Doors>) -> Config {
             backlog: defaults::BACKLOG,
             keepalive: defaults::KEEPALIVE,
             user_timeout: defaults::USER_TIMEOUT,
+            fast_open: None,
+            tuning: config::Tuning::default(),
         }],
     }
 }

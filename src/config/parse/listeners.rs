@@ -13,10 +13,11 @@ use super::{
     },
     Build, place,
     pools::NameSpan,
+    sockets,
 };
 use crate::{
     ids::{ListenerName, PoolName},
-    net::{Bind, Keepalive},
+    net::Bind,
 };
 
 /// The pools of a file: where the name of each stands.
@@ -40,6 +41,7 @@ impl Build<'_> {
             let listener = table.get_ref();
             self.unique("listener", name(listener), table, &mut names);
             self.effects(listener);
+            self.congestion_here(&listener.congestion);
             if let Some(pool) = listener.pool.get() {
                 used.insert(pool.0.as_str());
                 if certain && !pools.contains_key(pool.0.as_str()) {
@@ -132,18 +134,9 @@ fn make_listener(listener: &file::Listener) -> Option<Listener> {
             .map_or(defaults::HALF_CLOSE_TIMEOUT, |time| time.0),
         max_lifetime: listener.max_lifetime.get().map(|time| time.0),
         backlog: listener.backlog.get().copied().unwrap_or(defaults::BACKLOG),
-        keepalive: keepalive(listener),
+        keepalive: listener.keepalive.get().map_or(defaults::KEEPALIVE, sockets::keepalive),
         user_timeout: listener.user_timeout.get().map_or(defaults::USER_TIMEOUT, |time| time.0),
+        fast_open: listener.fast_open.get().copied(),
+        tuning: sockets::of_listener(listener),
     })
-}
-
-fn keepalive(listener: &file::Listener) -> Keepalive {
-    let Some(table) = listener.keepalive.get() else {
-        return defaults::KEEPALIVE;
-    };
-    Keepalive {
-        idle: table.idle.get().map_or(defaults::KEEPALIVE.idle, |time| time.0),
-        interval: table.interval.get().map_or(defaults::KEEPALIVE.interval, |time| time.0),
-        count: table.count.get().copied().unwrap_or(defaults::KEEPALIVE.count),
-    }
 }

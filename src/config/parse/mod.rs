@@ -9,6 +9,7 @@ mod listeners;
 mod place;
 mod pools;
 mod sift;
+mod sockets;
 mod syntax;
 
 pub(crate) use addresses::is_this_machine;
@@ -23,11 +24,10 @@ use self::{
     syntax::Syntax,
 };
 use super::{
-    Admin, AdminBind, Cloud, Config, Loaded, Log, Refused, Report, Telemetry, defaults,
+    Admin, AdminBind, Config, Loaded, Log, Refused, Report, Telemetry, defaults,
     file::File,
     problem::{Code, Problem, Severity},
 };
-use crate::ids::CloudName;
 
 /// Larger files are refused before they are read: no config is that long.
 pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
@@ -105,11 +105,12 @@ impl Build<'_> {
                 .hint("write 1, or use a newer twinspan".to_owned()),
             );
         }
-        let clouds = clouds(file);
+        let clouds = self.clouds(file);
         let admin = admin(file);
         let telemetry = telemetry(file);
         let pools = self.pools(file);
         let listeners = self.listeners(file);
+        self.sources(file);
         self.addresses(file, &admin, &telemetry);
         Some(Config {
             workers: file.workers.get().copied(),
@@ -132,21 +133,6 @@ impl Build<'_> {
     fn lost(&self, key: &str) -> bool {
         self.sifted.lost(ROOT, key)
     }
-}
-
-fn clouds(file: &File) -> Vec<Cloud> {
-    let named = file.cloud.get().map(|clouds| clouds.0.as_slice()).unwrap_or_default();
-    named
-        .iter()
-        .map(|(name, cloud)| {
-            let cloud = cloud.get_ref();
-            Cloud {
-                name: CloudName::from(name.get_ref().as_str()),
-                region: cloud.region.get().map(|region| region.0.clone()),
-                egress_usd_per_gb: cloud.egress_usd_per_gb.get().map(|price| price.0.clone()),
-            }
-        })
-        .collect()
 }
 
 fn log(file: &File) -> Log {

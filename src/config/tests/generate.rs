@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use super::super::{
 };
 use crate::{
     ids::{CloudName, ListenerName, PoolName},
-    net::{Bind, Keepalive},
+    net::{Bind, Dscp, Keepalive, Outgoing, Tuning},
 };
 
 pub(super) fn config() -> impl Strategy<Value = Config> {
@@ -50,13 +51,54 @@ fn time(from: u64, to: u64) -> impl Strategy<Value = Duration> {
 }
 
 fn cloud(name: String) -> impl Strategy<Value = Cloud> {
-    (option::of(self::name()), option::of("[0-9]{1,4}([.][0-9]{1,4})?")).prop_map(
-        move |(region, egress_usd_per_gb)| Cloud {
+    (option::of(self::name()), option::of("[0-9]{1,4}([.][0-9]{1,4})?"), outgoing()).prop_map(
+        move |(region, egress_usd_per_gb, socket)| Cloud {
             name: CloudName::from(name.as_str()),
             region,
             egress_usd_per_gb,
+            socket: Arc::new(socket),
         },
     )
+}
+
+/// With a source for both families or none: every endpoint can be reached.
+fn outgoing() -> impl Strategy<Value = Outgoing> {
+    let sources = option::of((any::<[u8; 3]>(), any::<u16>()));
+    let times = (option::of(keepalive()), option::of(time(0, 86_399)));
+    (tuning(), sources, any::<bool>(), times).prop_map(
+        |(tuning, sources, fast_open, (keepalive, user_timeout))| Outgoing {
+            tuning,
+            source_v4: sources.map(|([a, b, c], _)| Ipv4Addr::new(10, a, b, c)),
+            source_v6: sources.map(|(_, a)| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, a)),
+            fast_open,
+            keepalive,
+            user_timeout: user_timeout.map(|time| time + Duration::from_millis(1)),
+        },
+    )
+}
+
+fn tuning() -> impl Strategy<Value = Tuning> {
+    let size = || option::of(4096..=1_u32 << 30);
+    // Every kernel has it, so that no machine warns.
+    let congestion = option::of(Just("reno"));
+    (congestion, size(), size(), size(), option::of(0..64_u8), option::of("[a-z][a-z0-9.-]{0,14}")).prop_map(
+        |(congestion, send_buffer, receive_buffer, notsent_lowat, dscp, interface)| Tuning {
+            congestion: congestion.map(Into::into),
+            send_buffer,
+            receive_buffer,
+            notsent_lowat,
+            dscp: dscp.and_then(Dscp::new),
+            interface: interface.map(Into::into),
+        },
+    )
+}
+
+fn keepalive() -> impl Strategy<Value = Keepalive> {
+    (1..32_768_u64, 1..32_768_u64, 1..128_u32).prop_map(|(idle, interval, count)| Keepalive {
+        idle: Duration::from_secs(idle),
+        interval: Duration::from_secs(interval),
+        count,
+    })
 }
 
 fn log() -> impl Strategy<Value = Log> {
@@ -226,21 +268,23 @@ fn listeners(pools: Vec<String>) -> impl Strategy<Value = Vec<Listener>> {
 
 fn listener(pools: Vec<String>) -> impl Strategy<Value = Listener> {
     let times = (time(0, 1_000_000), time(0, 86_399), option::of(time(0, 1_000_000)), time(0, 86_399));
-    let keepalive = (1..32_768_u64, 1..32_768_u64, 1..128_u32).prop_map(|(idle, interval, count)| {
-        Keepalive { idle: Duration::from_secs(idle), interval: Duration::from_secs(interval), count }
-    });
     let least = Duration::from_millis(1);
-    (select(pools), times, 1..1_048_577_u32, keepalive).prop_map(
-        move |(pool, (idle, half_close, life, user_timeout), backlog, keepalive)| Listener {
-            name: ListenerName::from("x"),
-            bind: Bind { address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), only_v6: false },
-            pool: PoolName::from(pool.as_str()),
-            idle_timeout: idle + least,
-            half_close_timeout: half_close + least,
-            max_lifetime: life.map(|life| life + least),
-            backlog,
-            keepalive,
-            user_timeout: user_timeout + least,
+    let options = (option::of(1..65_536_u32), tuning());
+    (select(pools), times, 1..1_048_577_u32, keepalive(), options).prop_map(
+        move |(pool, (idle, half_close, life, user_timeout), backlog, keepalive, (fast_open, tuning))| {
+            Listener {
+                name: ListenerName::from("x"),
+                bind: Bind { address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), only_v6: false },
+                pool: PoolName::from(pool.as_str()),
+                idle_timeout: idle + least,
+                half_close_timeout: half_close + least,
+                max_lifetime: life.map(|life| life + least),
+                backlog,
+                keepalive,
+                user_timeout: user_timeout + least,
+                fast_open,
+                tuning,
+            }
         },
     )
 }

@@ -178,6 +178,7 @@ fn compile_group(
     usable: &[Member],
     now: Instant,
 ) -> Option<Group> {
+    let socket = inputs.socket(cloud);
     let endpoints: Vec<Arc<Endpoint>> = usable
         .iter()
         .filter(|member| member.identity.cloud == *cloud)
@@ -188,7 +189,7 @@ fn compile_group(
                 identity: Arc::clone(&member.identity),
                 cell: Arc::clone(&member.cell),
                 weight: member.weight * percent,
-                socket: Arc::default(),
+                socket: Arc::clone(&socket),
             })
         })
         .collect();

@@ -45,22 +45,7 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
             attempts: 4,
             slow_start: Duration::from_secs(10),
             health,
-            endpoints: endpoints
-                .iter()
-                .map(|(address, cloud)| config::Endpoint {
-                    address: address.parse().map_or_else(
-                        |_| {
-                            let (host, port) = address.rsplit_once(':').unwrap();
-                            Address::Name { host: host.to_owned(), port: port.parse().unwrap() }
-                        },
-                        Address::Socket,
-                    ),
-                    cloud: CloudName::from(*cloud),
-                    region: None,
-                    zone: None,
-                    weight: 1,
-                })
-                .collect(),
+            endpoints: endpoints.iter().map(|(address, cloud)| endpoint(address, cloud)).collect(),
         }],
         listeners: vec![config::Listener {
             name: ListenerName::from("l"),
@@ -72,7 +57,25 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
             backlog: 16,
             keepalive: defaults::KEEPALIVE,
             user_timeout: defaults::USER_TIMEOUT,
+            fast_open: None,
+            tuning: config::Tuning::default(),
         }],
+    }
+}
+
+fn endpoint(address: &str, cloud: &str) -> config::Endpoint {
+    config::Endpoint {
+        address: address.parse().map_or_else(
+            |_| {
+                let (host, port) = address.rsplit_once(':').unwrap();
+                Address::Name { host: host.to_owned(), port: port.parse().unwrap() }
+            },
+            Address::Socket,
+        ),
+        cloud: CloudName::from(cloud),
+        region: None,
+        zone: None,
+        weight: 1,
     }
 }
 
@@ -217,6 +220,47 @@ fn health_and_counters_survive_a_reload() {
     bed.configure(config(Policy::Failover { order }, true, &turned));
     assert_eq!(bed.tiers(), [tier(&[("gcp", 1)])]);
     assert!(Arc::ptr_eq(&bed.snapshot.pools[0].tiers[0].groups[0].endpoints[0].cell, &cell));
+}
+
+#[test]
+fn endpoints_of_a_cloud_share_its_socket_options_and_a_reload_changes_them() {
+    let cloud = |name: &str, fast_open| config::Cloud {
+        name: CloudName::from(name),
+        region: None,
+        egress_usd_per_gb: None,
+        socket: Arc::new(config::Outgoing { fast_open, ..config::Outgoing::default() }),
+    };
+    let with = |aws| Config {
+        clouds: vec![cloud("aws", aws), cloud("gcp", false)],
+        ..config(failover(), false, &FOUR)
+    };
+    let sockets = |bed: &Bed, tier: usize| -> Vec<_> {
+        let endpoints = &bed.snapshot.pools[0].tiers[tier].groups[0].endpoints;
+        endpoints.iter().map(|endpoint| Arc::clone(&endpoint.socket)).collect()
+    };
+    let mut bed = Bed::new(with(true));
+    let aws = sockets(&bed, 0);
+    assert!(aws[0].fast_open && Arc::ptr_eq(&aws[0], &aws[1]));
+    assert!(!sockets(&bed, 1)[0].fast_open);
+    bed.configure(with(false));
+    assert!(!sockets(&bed, 0)[0].fast_open);
+}
+
+#[test]
+fn addresses_of_a_name_that_the_source_of_a_cloud_cannot_reach_are_left_out() {
+    let socket = config::Outgoing { source_v4: Some([10, 0, 0, 5].into()), ..config::Outgoing::default() };
+    let cloud = config::Cloud {
+        name: CloudName::from("aws"),
+        region: None,
+        egress_usd_per_gb: None,
+        socket: Arc::new(socket),
+    };
+    let policy = Policy::Failover { order: vec![CloudName::from("aws")] };
+    let mut bed = Bed::new(Config { clouds: vec![cloud], ..config(policy, false, &[("db.test:1", "aws")]) });
+    let addresses = vec!["10.0.0.1:1".parse().unwrap(), "[2001:db8::1]:1".parse().unwrap()];
+    bed.inputs.resolve((PoolName::from("p"), Arc::from("db.test"), 1), addresses);
+    bed.compile(&Dirty::All);
+    assert_eq!(bed.tiers(), [tier(&[("aws", 1)])]);
 }
 
 #[test]
