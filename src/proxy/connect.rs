@@ -111,7 +111,8 @@ pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option
     }
     let facts = Facts { client: books.client, tried };
     let endpoint = RNG.with_borrow_mut(|rng| route::choose(pool, &facts, rng))?;
-    Some(Plan { endpoint: Arc::clone(endpoint), connect: pool.connect, limits: Arc::clone(&listener.limits) })
+    let limits = listener.limits.towards(&endpoint.socket);
+    Some(Plan { endpoint: Arc::clone(endpoint), connect: pool.connect, limits })
 }
 
 /// Begins an attempt for a client that has sent something already, or not. The books know of it from here on.

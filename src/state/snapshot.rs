@@ -41,10 +41,27 @@ pub struct SessionLimits {
     pub half_closed: Duration,
     /// The longest life of a session, if there is one.
     pub lifetime: Option<Duration>,
-    /// How long bytes may stay unacknowledged before the peer counts as dead.
+    /// How long bytes may stay unacknowledged before the client counts as dead.
     pub user_timeout: Duration,
-    /// How a peer that is silent is asked whether it is there.
+    /// The same of the endpoint.
+    pub upstream_timeout: Duration,
+    /// How an endpoint that is silent is asked whether it is there. A client's socket has its keepalive from the listener.
     pub keepalive: Keepalive,
+}
+
+impl SessionLimits {
+    /// These limits for a session with an endpoint whose cloud may have its own.
+    #[must_use]
+    pub fn towards(self: &Arc<Self>, socket: &Outgoing) -> Arc<Self> {
+        if socket.keepalive.is_none() && socket.user_timeout.is_none() {
+            return Arc::clone(self);
+        }
+        Arc::new(Self {
+            upstream_timeout: socket.user_timeout.unwrap_or(self.upstream_timeout),
+            keepalive: socket.keepalive.unwrap_or(self.keepalive),
+            ..**self
+        })
+    }
 }
 
 /// Endpoints that serve one thing, in the order in which they are to be tried.
@@ -134,5 +151,30 @@ impl Snapshot {
     #[must_use]
     pub fn listener(&self, cell: &Arc<ListenerCell>) -> Option<&Arc<Listener>> {
         self.listeners.iter().find(|listener| Arc::ptr_eq(&listener.cell, cell))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cloud_may_have_limits_of_its_own_towards_its_endpoints() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let keepalive = Keepalive { idle: SECOND, interval: SECOND, count: 1 };
+        let limits = Arc::new(SessionLimits {
+            idle: SECOND,
+            half_closed: SECOND,
+            lifetime: None,
+            user_timeout: SECOND,
+            upstream_timeout: SECOND,
+            keepalive,
+        });
+        assert!(Arc::ptr_eq(&limits, &limits.towards(&Outgoing::default())));
+        let keepalive = Keepalive { count: 9, ..keepalive };
+        let socket =
+            Outgoing { keepalive: Some(keepalive), user_timeout: Some(5 * SECOND), ..Outgoing::default() };
+        let expected = SessionLimits { upstream_timeout: 5 * SECOND, keepalive, ..*limits };
+        assert_eq!(*limits.towards(&socket), expected);
     }
 }

@@ -101,6 +101,7 @@ fn compile_listener(
         half_closed: config.half_close_timeout,
         lifetime: config.max_lifetime,
         user_timeout: config.user_timeout,
+        upstream_timeout: config.user_timeout,
         keepalive: config.keepalive,
     };
     let same =

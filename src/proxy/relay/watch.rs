@@ -75,16 +75,17 @@ impl Watch {
             self.guarded = true;
         }
         let mut seen = Look::Quiet;
-        for (side, stream, armed) in
-            [(Side::Client, client, &mut self.client), (Side::Upstream, upstream, &mut self.upstream)]
-        {
-            let stall = net::stall(stream, limits.user_timeout);
+        for (side, stream, timeout, armed) in [
+            (Side::Client, client, limits.user_timeout, &mut self.client),
+            (Side::Upstream, upstream, limits.upstream_timeout, &mut self.upstream),
+        ] {
+            let stall = net::stall(stream, timeout);
             if stall == Stall::Dead {
                 return Look::Dead(side);
             }
             let flight = stall == Stall::Flight;
             if flight != *armed {
-                net::set_user_timeout(stream, flight.then_some(limits.user_timeout));
+                net::set_user_timeout(stream, flight.then_some(timeout));
                 *armed = flight;
             }
             if stall != Stall::None {
@@ -107,5 +108,5 @@ impl Watch {
 }
 
 fn pause(limits: &SessionLimits) -> Duration {
-    LOOK.min(limits.user_timeout / 3)
+    LOOK.min(limits.user_timeout.min(limits.upstream_timeout) / 3)
 }

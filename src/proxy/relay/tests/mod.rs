@@ -21,6 +21,7 @@ const LIMITS: SessionLimits = SessionLimits {
     half_closed: Duration::from_secs(60),
     lifetime: None,
     user_timeout: Duration::from_secs(30),
+    upstream_timeout: Duration::from_secs(30),
     keepalive: net::Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 },
 };
 
