@@ -4,24 +4,19 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::AsFd,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
+use super::{peer::Peer, seldom::Seldom};
+use crate::{
+    state::{ListenerCell, Rejection, Shared},
+    telemetry::Cause,
+};
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{SocketFlags, acceptfrom_with},
     process::{Resource, getrlimit},
-};
-use tokio::time::Instant;
-
-use super::peer::Peer;
-use crate::{
-    state::{ListenerCell, Rejection, Shared},
-    telemetry::Cause,
 };
 
 /// How long to wait for descriptors or memory before the next try.
@@ -32,9 +27,6 @@ pub(super) const FLUSH: Duration = Duration::from_secs(5);
 
 /// Connections taken from the queue before other work gets its turn.
 pub(super) const BATCH: u32 = 64;
-
-/// At most one line in this time about what ran out.
-const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// Descriptors kept for everything but sessions: the admin API must answer when nothing else can.
 const RESERVE: u64 = 32;
@@ -48,8 +40,8 @@ const PER_SESSION: u64 = 2;
 /// The limit of descriptors when it was last asked for.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// When it was last said that something ran out, by any worker.
-static LAST_LINE: Mutex<Option<Instant>> = Mutex::new(None);
+/// While something has run out, every look at a queue would say so.
+static SHORTAGE: Seldom = Seldom::new();
 
 /// What came of one look into a listener's queue.
 pub(super) enum Taken {
@@ -103,17 +95,8 @@ fn lost(cell: &ListenerCell, error: &io::Error) -> Taken {
 
 fn short(cell: &ListenerCell, error: &io::Error) -> Taken {
     cell.reject(Rejection::Exhausted);
-    if a_line_is_due() {
+    if SHORTAGE.is_due() {
         tracing::error!(listener = %cell.name, %error, "accept paused: raise the descriptor limit (LimitNOFILE)");
     }
     Taken::Short
-}
-
-fn a_line_is_due() -> bool {
-    let mut last = LAST_LINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let due = last.is_none_or(|at| at.elapsed() >= LINE_EVERY);
-    if due {
-        *last = Some(Instant::now());
-    }
-    due
 }

@@ -15,6 +15,7 @@ use super::{
     peer::Peer,
     relay::Watched,
     route::{self, Facts},
+    seldom::Seldom,
     session::Books,
 };
 use crate::{
@@ -30,6 +31,9 @@ pub(super) const GLANCE: Duration = Duration::from_secs(1);
 
 /// How a session ends that was given no endpoint.
 pub(super) const NO_ENDPOINT: End = End { side: Side::Proxy, stage: Stage::Route, cause: Cause::NoEndpoint };
+
+/// Every session of a cloud whose interface is gone would say so.
+static REFUSED_OPTION: Seldom = Seldom::new();
 
 thread_local! {
     static RNG: RefCell<SmallRng> = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
@@ -119,8 +123,9 @@ pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option
 pub(super) fn begin(books: &mut Books, plan: Plan, eager: bool, now: Instant) -> Begun {
     books.attempt(Arc::clone(&plan.endpoint));
     let upstream = net::begin(plan.endpoint.address(), &plan.endpoint.socket, eager);
+    let upstream = upstream.map(Peer::new).map_err(|error| plan.refusal(&error));
     let deadline = (now + plan.connect.timeout).min(books.started + plan.connect.total);
-    (Attempt { plan, begun: now, deadline }, upstream.map(Peer::new).map_err(|error| refusal(&error)))
+    (Attempt { plan, begun: now, deadline }, upstream)
 }
 
 impl Plan {
@@ -128,6 +133,20 @@ impl Plan {
     fn is_spent(&self, books: &Books) -> bool {
         books.attempts >= self.connect.attempts
             || (books.attempts > 0 && Instant::now() >= books.started + self.connect.total)
+    }
+
+    /// How a dial that failed with this error ends the attempt.
+    fn refusal(&self, error: &io::Error) -> End {
+        let cause = Cause::of(error);
+        if cause == Cause::Local && REFUSED_OPTION.is_due() {
+            let identity = &self.endpoint.identity;
+            let (cloud, endpoint) = (&identity.cloud, identity.address);
+            tracing::warn!(%cloud, %endpoint, %error, "this machine cannot dial as the cloud's settings say");
+        }
+        // What this machine lacks says nothing about the endpoint.
+        let side =
+            if matches!(cause, Cause::Exhausted | Cause::Local) { Side::Proxy } else { Side::Upstream };
+        End { side, stage: Stage::Connect, cause }
     }
 }
 
@@ -142,9 +161,9 @@ impl Attempt {
     pub(super) fn outcome(&self, upstream: impl AsFd, failed: bool) -> Result<(), End> {
         let address = self.plan.endpoint.address();
         match failed.then(|| net::take_error(&upstream)).flatten() {
-            Some(error) => Err(refusal(&error)),
+            Some(error) => Err(self.plan.refusal(&error)),
             None if net::met_itself(&upstream, address) => {
-                Err(refusal(&io::ErrorKind::ConnectionRefused.into()))
+                Err(self.plan.refusal(&io::ErrorKind::ConnectionRefused.into()))
             }
             None => Ok(()),
         }
@@ -163,7 +182,7 @@ async fn finish(client: &Watched<'_>, upstream: Peer, attempt: &Attempt) -> Resu
         biased;
         dialled = timeout_at(attempt.deadline, writable) => match dialled {
             Ok(Ok(())) => attempt.outcome(&upstream, true),
-            Ok(Err(error)) => Err(refusal(&error)),
+            Ok(Err(error)) => Err(attempt.plan.refusal(&error)),
             Err(_) => Err(End { side: Side::Upstream, stage: Stage::Connect, cause: Cause::TimedOut }),
         },
         cause = gone(client) => Err(End { side: Side::Client, stage: Stage::Connect, cause }),
@@ -171,16 +190,10 @@ async fn finish(client: &Watched<'_>, upstream: Peer, attempt: &Attempt) -> Resu
     outcome.map(|()| upstream)
 }
 
-fn refusal(error: &io::Error) -> End {
-    let cause = Cause::of(error);
-    // Our own shortage says nothing about the endpoint.
-    let side = if cause == Cause::Exhausted { Side::Proxy } else { Side::Upstream };
-    End { side, stage: Stage::Connect, cause }
-}
-
 fn failed(books: &Books, endpoint: &Endpoint, end: End) {
     endpoint.cell.connect_failed(end.cause);
-    if end.side == Side::Upstream {
+    // Where this machine cannot dial, probes cannot either: they are to find out soon.
+    if end.side == Side::Upstream || end.cause == Cause::Local {
         let report = Report::ConnectFailed { endpoint: Arc::clone(&endpoint.identity), cause: end.cause };
         books.shared.reports.send(report);
     }

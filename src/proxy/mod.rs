@@ -8,6 +8,7 @@ mod listener;
 mod peer;
 mod relay;
 mod route;
+mod seldom;
 mod session;
 mod worker;
 

@@ -54,6 +54,8 @@ pub enum Cause {
     NoEndpoint,
     /// This machine ran out of descriptors, ports or memory.
     Exhausted,
+    /// This machine refused an option of the cloud's sockets: its interface or source address is gone, say.
+    Local,
     /// The drain deadline came, or a second signal.
     Shutdown,
     /// A bug in this process: the task panicked.
@@ -112,7 +114,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Closed,
         Self::Reset,
         Self::Refused,
@@ -123,6 +125,7 @@ impl Cause {
         Self::Lifetime,
         Self::NoEndpoint,
         Self::Exhausted,
+        Self::Local,
         Self::Shutdown,
         Self::Panic,
         Self::Io,
@@ -142,6 +145,7 @@ impl Cause {
             Self::Lifetime => "lifetime",
             Self::NoEndpoint => "no_endpoint",
             Self::Exhausted => "exhausted",
+            Self::Local => "local",
             Self::Shutdown => "shutdown",
             Self::Panic => "panic",
             Self::Io => "io",
@@ -159,6 +163,7 @@ impl Cause {
             Kind::ConnectionRefused => Self::Refused,
             Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => Self::Unreachable,
             Kind::TimedOut => Self::TimedOut,
+            Kind::InvalidInput => Self::Local,
             Kind::AddrNotAvailable | Kind::AddrInUse | Kind::OutOfMemory => Self::Exhausted,
             _ => match error.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::EAGAIN) => Self::Exhausted,
@@ -253,6 +258,15 @@ mod tests {
         }
         assert_eq!(Cause::of(&io::Error::from_raw_os_error(libc::EMFILE)), Cause::Exhausted);
         assert_eq!(Cause::of(&io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)), Cause::Exhausted);
+    }
+
+    #[test]
+    fn what_this_machine_refuses_is_no_fault_of_the_endpoint() {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "interface wg0: No such device");
+        assert_eq!(Cause::of(&error), Cause::Local);
+        // A source address of loopback and a destination elsewhere, say.
+        assert_eq!(Cause::of(&io::Error::from_raw_os_error(libc::EINVAL)), Cause::Local);
+        assert_eq!(End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Local }.flags(), "PC");
     }
 
     #[test]
