@@ -198,9 +198,11 @@ impl Reconciler {
         let targets = config.pools.iter().filter_map(|pool| Some((pool, Arc::new(pool.health.clone()?))));
         let targets = targets.flat_map(|(pool, settings)| {
             let members = self.inputs.members.get(&pool.name).map(Vec::as_slice).unwrap_or_default();
-            members
-                .iter()
-                .map(move |member| Target { key: member.identity.key(), settings: Arc::clone(&settings) })
+            members.iter().map(move |member| Target {
+                key: member.identity.key(),
+                settings: Arc::clone(&settings),
+                socket: self.inputs.socket(&member.identity.cloud),
+            })
         });
         self.doors.health.set_targets(targets.collect());
     }

@@ -19,3 +19,4 @@ mod operator;
 mod peers;
 mod relay;
 mod reload;
+mod sockets;

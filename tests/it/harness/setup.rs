@@ -13,7 +13,7 @@ pub(crate) struct Setup {
     pub(crate) telemetry: SocketAddr,
     /// How long a drain may take.
     pub(crate) drain_timeout: &'static str,
-    /// Pools and listeners.
+    /// Pools and listeners, and clouds that have settings.
     pub(crate) tables: String,
 }
 
@@ -38,7 +38,8 @@ impl Setup {
     pub(crate) fn text(&self) -> String {
         let mut clouds = String::new();
         for cloud in ["aws", "gcp"] {
-            if self.tables.contains(&format!("cloud = \"{cloud}\"")) {
+            let named = self.tables.contains(&format!("cloud = \"{cloud}\""));
+            if named && !self.tables.contains(&format!("[cloud.{cloud}]")) {
                 writeln!(clouds, "[cloud.{cloud}]").unwrap();
             }
         }

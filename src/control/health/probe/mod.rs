@@ -16,6 +16,7 @@ use tokio::{
 use self::answer::{Answer, LIMIT, quote};
 use crate::{
     config::{Health, Probe},
+    net::{self, Outgoing},
     telemetry::Cause,
 };
 
@@ -37,17 +38,29 @@ struct Limit {
     timeout: Duration,
 }
 
+/// What a probe goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Way {
+    /// What it asks, and when.
+    pub(super) settings: Arc<Health>,
+    /// How the sockets of sessions are set up: a probe must travel the path that they take.
+    pub(super) socket: Arc<Outgoing>,
+}
+
 /// Asks `address` once. Ends within `settings.timeout`, give or take the runtime's own delays.
-pub(super) async fn probe(address: SocketAddr, settings: Arc<Health>) -> Outcome {
+pub(super) async fn probe(address: SocketAddr, way: Way) -> Outcome {
+    let Way { settings, socket } = way;
     let limit = Limit { at: Instant::now() + settings.timeout, timeout: settings.timeout };
-    match attempt(address, &settings.probe, limit).await {
+    match attempt(address, &socket, &settings.probe, limit).await {
         Ok(()) => Outcome::Good,
         Err(outcome) => outcome,
     }
 }
 
-async fn attempt(address: SocketAddr, probe: &Probe, limit: Limit) -> Result<(), Outcome> {
-    let stream = match timeout_at(limit.at, TcpStream::connect(address)).await {
+async fn attempt(address: SocketAddr, socket: &Outgoing, probe: &Probe, limit: Limit) -> Result<(), Outcome> {
+    // With TCP Fast Open a connect says nothing about the endpoint.
+    let socket = socket.without_fast_open();
+    let stream = match timeout_at(limit.at, net::dial(address, &socket)).await {
         Ok(connected) => connected.map_err(|error| failed("connect", &error))?,
         Err(_) => return Err(Outcome::Bad(format!("connect: no answer within {limit}"))),
     };

@@ -52,6 +52,10 @@ async fn read_head(client: &mut TcpStream) -> io::Result<String> {
 }
 
 async fn run(address: SocketAddr, probe: Probe, timeout: Duration) -> Outcome {
+    run_with(Outgoing::default(), address, probe, timeout).await
+}
+
+async fn run_with(socket: Outgoing, address: SocketAddr, probe: Probe, timeout: Duration) -> Outcome {
     let settings = Health {
         probe,
         port: None,
@@ -63,7 +67,7 @@ async fn run(address: SocketAddr, probe: Probe, timeout: Duration) -> Outcome {
         jitter: 0.0,
     };
     let started = Instant::now();
-    let outcome = super::probe(address, Arc::new(settings)).await;
+    let outcome = super::probe(address, Way { settings: Arc::new(settings), socket: Arc::new(socket) }).await;
     assert!(started.elapsed() < timeout + LONG, "{:?}", started.elapsed());
     outcome
 }
@@ -97,6 +101,30 @@ async fn silent() -> SocketAddr {
 #[tokio::test]
 async fn whoever_accepts_passes_a_probe_that_only_connects() {
     assert_eq!(run(silent().await, tcp("", ""), LONG).await, Outcome::Good);
+}
+
+#[tokio::test]
+async fn a_probe_comes_from_where_sessions_come_from() {
+    let (sender, peer) = oneshot::channel();
+    let sender = Mutex::new(Some(sender));
+    let address = endpoint(move |client| {
+        let peer = client.peer_addr().unwrap().ip().to_string();
+        sender.lock().unwrap().take().unwrap().send(peer).unwrap();
+        async move { Ok(()) }
+    })
+    .await;
+    let socket =
+        Outgoing { source_v4: Some("127.0.0.9".parse().unwrap()), fast_open: true, ..Outgoing::default() };
+    assert_eq!(run_with(socket, address, tcp("", ""), LONG).await, Outcome::Good);
+    assert_eq!(peer.await.unwrap(), "127.0.0.9");
+}
+
+#[tokio::test]
+async fn a_cloud_whose_interface_is_gone_does_not_answer() {
+    let tuning = net::Tuning { interface: Some("no-such-if".into()), ..Default::default() };
+    let socket = Outgoing { tuning, ..Outgoing::default() };
+    let outcome = run_with(socket, silent().await, tcp("", ""), LONG).await;
+    assert_eq!(outcome, bad("connect: interface no-such-if: No such device"));
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use self::probing::{Loop, Rooms};
-use super::probe::{Outcome, probe};
+use super::probe::{Outcome, Way, probe};
 use crate::{
     config,
     control::{
@@ -29,6 +29,7 @@ use crate::{
         round::{Round, Turnout},
     },
     ids::EndpointKey,
+    net::Outgoing,
 };
 
 /// An endpoint to probe.
@@ -38,6 +39,8 @@ pub struct Target {
     pub key: EndpointKey,
     /// How.
     pub settings: Arc<config::Health>,
+    /// How sockets towards it are set up.
+    pub socket: Arc<Outgoing>,
 }
 
 /// The health room: start it, then steer it by its handle.
@@ -59,7 +62,7 @@ struct Loops {
 
 /// A loop as seen from outside.
 struct Running {
-    settings: watch::Sender<Arc<config::Health>>,
+    way: watch::Sender<Way>,
     hint: Arc<Notify>,
     task: AbortOnDropHandle<()>,
 }
@@ -73,7 +76,7 @@ struct Shared {
 }
 
 /// How a probe is made.
-type Prober = Box<dyn Fn(SocketAddr, Arc<config::Health>) -> Probing + Send + Sync>;
+type Prober = Box<dyn Fn(SocketAddr, Way) -> Probing + Send + Sync>;
 
 /// A probe on its way.
 type Probing = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -86,7 +89,7 @@ impl Health {
         observe: impl Fn(ProbeOutcome) + Send + Sync + 'static,
         seed: u64,
     ) -> HealthHandle {
-        let prober: Prober = Box::new(|address, settings| Box::pin(probe(address, settings)));
+        let prober: Prober = Box::new(|address, way| Box::pin(probe(address, way)));
         HealthHandle::new(changes, Box::new(observe), prober, seed)
     }
 }
@@ -112,20 +115,21 @@ impl HealthHandle {
         let mut loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         let Loops { running, rng } = &mut *loops;
         let mut before = std::mem::take(running);
-        for Target { key, settings } in targets {
+        for Target { key, settings, socket } in targets {
+            let way = Way { settings, socket };
             if running.contains_key(&key) {
                 continue;
             }
             // A loop ends by itself only by a panic; the endpoint must not stay unwatched for that.
             let kept = before.remove(&key).filter(|kept| !kept.task.is_finished());
             if let Some(kept) = &kept {
-                kept.settings.send_if_modified(|old| {
-                    let changed = **old != *settings;
-                    *old = Arc::clone(&settings);
+                kept.way.send_if_modified(|old| {
+                    let changed = *old != way;
+                    old.clone_from(&way);
                     changed
                 });
             }
-            let one = kept.unwrap_or_else(|| self.spawn(key.clone(), settings, SmallRng::from_rng(rng)));
+            let one = kept.unwrap_or_else(|| self.spawn(key.clone(), way, SmallRng::from_rng(rng)));
             running.insert(key, one);
         }
     }
@@ -144,13 +148,13 @@ impl HealthHandle {
         self.round.over(deadline)
     }
 
-    fn spawn(&self, key: EndpointKey, settings: Arc<config::Health>, rng: SmallRng) -> Running {
-        let (settings, receiver) = watch::channel(settings);
+    fn spawn(&self, key: EndpointKey, way: Way, rng: SmallRng) -> Running {
+        let (way, receiver) = watch::channel(way);
         let hint = Arc::new(Notify::new());
         let first: Option<Turnout> = Some(self.round.join());
         let probing = Loop::new(key, Arc::clone(&self.shared), (receiver, Arc::clone(&hint)), rng);
         let task = AbortOnDropHandle::new(self.runtime.spawn(probing.run(first)));
-        Running { settings, hint, task }
+        Running { way, hint, task }
     }
 }
 

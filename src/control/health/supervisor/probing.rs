@@ -13,12 +13,11 @@ use tokio::{
 
 use super::Shared;
 use crate::{
-    config,
     control::{
         Change, ProbeOutcome,
         health::{
             Verdict,
-            probe::Outcome,
+            probe::{Outcome, Way},
             verdict::{Judge, Pace, Turn},
         },
         round::Turnout,
@@ -43,7 +42,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Loop {
     key: EndpointKey,
     shared: Arc<Shared>,
-    settings: watch::Receiver<Arc<config::Health>>,
+    way: watch::Receiver<Way>,
     hint: Arc<Notify>,
     rng: SmallRng,
     judge: Judge,
@@ -67,11 +66,11 @@ impl Loop {
     pub(super) fn new(
         key: EndpointKey,
         shared: Arc<Shared>,
-        steering: (watch::Receiver<Arc<config::Health>>, Arc<Notify>),
+        steering: (watch::Receiver<Way>, Arc<Notify>),
         rng: SmallRng,
     ) -> Self {
-        let (settings, hint) = steering;
-        Self { key, shared, settings, hint, rng, judge: Judge::default() }
+        let (way, hint) = steering;
+        Self { key, shared, way, hint, rng, judge: Judge::default() }
     }
 
     /// Runs until nobody wants to hear of it any more. `first` is dropped after the first probe.
@@ -93,12 +92,12 @@ impl Loop {
 
     async fn probe(&mut self) -> (Instant, Outcome) {
         let permits = self.shared.rooms.enter(self.judge.verdict()).await;
-        let settings = Arc::clone(&self.settings.borrow_and_update());
+        let way = self.way.borrow_and_update().clone();
         let mut address = self.key.address;
-        address.set_port(settings.port.unwrap_or_else(|| address.port()));
+        address.set_port(way.settings.port.unwrap_or_else(|| address.port()));
         let started = Instant::now();
         self.judge.probing(started);
-        let outcome = (self.shared.prober)(address, settings).await;
+        let outcome = (self.shared.prober)(address, way).await;
         drop(permits);
         if !matches!(outcome, Outcome::Local(_)) {
             let good = outcome == Outcome::Good;
@@ -109,7 +108,7 @@ impl Loop {
 
     fn learn(&mut self, outcome: Outcome) -> Option<Turn> {
         let (rise, fall) = {
-            let settings = self.settings.borrow();
+            let settings = &self.way.borrow().settings;
             (settings.rise, settings.fall)
         };
         match outcome {
@@ -145,7 +144,7 @@ impl Loop {
             let due = self.judge.next(started, Instant::now(), pace);
             tokio::select! {
                 biased;
-                changed = self.settings.changed() => {
+                changed = self.way.changed() => {
                     if changed.is_err() {
                         return false;
                     }
@@ -161,7 +160,7 @@ impl Loop {
     /// endpoints of a config had their first at once. A machine that is short of something is not asked for more of it.
     fn pace(&mut self, first: bool, local: bool) -> Pace {
         let (interval, fast, jitter) = {
-            let settings = self.settings.borrow();
+            let settings = &self.way.borrow().settings;
             let fast = if local { settings.interval } else { settings.fast_interval };
             (settings.interval, fast, settings.jitter.clamp(0.0, 1.0))
         };

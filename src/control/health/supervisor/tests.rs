@@ -127,7 +127,7 @@ fn address(n: u16) -> SocketAddr {
 
 fn target(n: u16, settings: &config::Health) -> Target {
     let key = EndpointKey { pool: PoolName::from("pool"), address: address(n) };
-    Target { key, settings: Arc::new(settings.clone()) }
+    Target { key, settings: Arc::new(settings.clone()), socket: Arc::default() }
 }
 
 fn quick(outcome: Outcome) -> (Duration, Outcome) {
@@ -397,7 +397,11 @@ async fn real_probes_of_real_sockets_reach_the_reconciler() {
         seen.fetch_add(1, SeqCst);
     };
     let health = Health::start(changes, observe, 1);
-    health.set_targets(vec![Target { key: key.clone(), settings: Arc::new(settings) }]);
+    health.set_targets(vec![Target {
+        key: key.clone(),
+        settings: Arc::new(settings),
+        socket: Arc::default(),
+    }]);
     let fake = Arc::new(Fake {
         script: Mutex::new(Box::new(good)),
         probes: Mutex::default(),
