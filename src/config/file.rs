@@ -163,8 +163,9 @@ pub(super) struct Cloud {
     pub(super) notsent_lowat: Key<SizeText>,
 
     /// TCP Fast Open: with an endpoint that was connected to before, the first bytes of a client travel with the SYN and
-    /// save a round trip. Only where clients speak first, and where the endpoint may see those bytes twice; and an
-    /// endpoint that refuses is noticed too late to try another one, which is why it is off. Probes do without.
+    /// save a round trip. The connect waits for those bytes: a service that speaks first would never be reached. The
+    /// network may deliver them twice, and an endpoint that refuses is noticed too late to try another one, which is
+    /// why it is off. Probes do without.
     #[schemars(extend("default" = defaults::FAST_OPEN))]
     pub(super) fast_open: Key<bool>,
 
@@ -415,7 +416,7 @@ pub(super) struct Listener {
     pub(super) keepalive: Key<KeepaliveTable>,
 
     /// The interface that clients come in by, and answers leave by (SO_BINDTODEVICE): connections to the same address by
-    /// another one are not accepted.
+    /// another one are not accepted. To change it in a reload takes CAP_NET_RAW.
     #[schemars(extend("x-default" = "every one"))]
     pub(super) interface: Key<InterfaceText>,
 

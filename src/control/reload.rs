@@ -178,6 +178,10 @@ impl Loader {
                 |open: &&OpenListener| open.config.name == listener.name && open.config.bind == listener.bind;
             match self.listeners.iter().find(same) {
                 Some(open) => {
+                    listener
+                        .tuning
+                        .try_change(&open.config.tuning)
+                        .map_err(|error| failed(listener, error))?;
                     let open = OpenListener { config: listener.clone(), cell: Arc::clone(&open.cell) };
                     changed.push(open.clone());
                     listeners.push(open);
@@ -257,13 +261,24 @@ pub(super) fn try_out(config: &Config) -> Result<(), ReloadError> {
             Err(source) => return Err(ReloadError::Dial { cloud: cloud.name.to_string(), source }),
         }
     }
-    config.listeners.iter().try_for_each(|listener| {
-        listener.tuning.try_out().map_err(|source| ReloadError::Bind {
-            listener: listener.name.to_string(),
-            address: listener.bind,
-            source,
-        })
-    })
+    let clouds = config.clouds.iter().map(|cloud| (cloud.name.as_str(), &cloud.socket.tuning));
+    let listeners = config.listeners.iter().map(|listener| (listener.name.as_str(), &listener.tuning));
+    for (of, tuning) in clouds.chain(listeners) {
+        for cut in tuning.cut() {
+            tracing::warn!(of, "{cut}");
+        }
+    }
+    if config.listeners.iter().any(|listener| listener.fast_open.is_some()) && !net::serves_fast_open() {
+        tracing::warn!("the kernel ignores `fast_open` of listeners: net.ipv4.tcp_fastopen lacks 2");
+    }
+    config
+        .listeners
+        .iter()
+        .try_for_each(|listener| listener.tuning.try_out().map_err(|source| failed(listener, source)))
+}
+
+fn failed(listener: &config::Listener, source: io::Error) -> ReloadError {
+    ReloadError::Bind { listener: listener.name.to_string(), address: listener.bind, source }
 }
 
 /// Binds one listener for every worker.
@@ -271,8 +286,7 @@ pub(super) fn try_out(config: &Config) -> Result<(), ReloadError> {
 /// # Errors
 /// The address cannot be bound.
 pub(super) fn bind(listener: &config::Listener, workers: usize) -> Result<Bound, ReloadError> {
-    let failed =
-        |source| ReloadError::Bind { listener: listener.name.to_string(), address: listener.bind, source };
+    let failed = |source| failed(listener, source);
     let sockets = net::listen(&options(listener, listener.bind.address), workers).map_err(failed)?;
     let address =
         sockets.first().map_or(Ok(listener.bind.address), TcpListener::local_addr).map_err(failed)?;

@@ -244,6 +244,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_ipv4_address_in_ipv6_clothes_is_dialled_from_the_ipv4_source() {
+        let (_listener, address) = listener();
+        let options = Outgoing { source_v4: Some("127.0.0.9".parse().unwrap()), ..Outgoing::default() };
+        let Ok(stream) =
+            dial(format!("[::ffff:127.0.0.1]:{}", address.port()).parse().unwrap(), &options).await
+        else {
+            return; // a machine without IPv6
+        };
+        assert_eq!(stream.local_addr().unwrap().ip().to_canonical().to_string(), "127.0.0.9");
+    }
+
+    #[tokio::test]
     async fn a_port_is_left_to_the_connect_though_the_source_is_bound() {
         let (_listener, address) = listener();
         let options = Outgoing { source_v4: Some("127.0.0.9".parse().unwrap()), ..Outgoing::default() };

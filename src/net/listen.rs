@@ -62,8 +62,13 @@ pub fn reapply(socket: &impl AsFd, options: &Listen) -> io::Result<()> {
     if options.fast_open.is_none() && sys::fast_open(&*socket)? != 0 {
         sys::set_fast_open(&*socket, 0)?;
     }
-    inherited(&socket, options)?;
-    socket.listen(backlog(options))
+    let mut options = options.clone();
+    // Who is bound to an interface may not bind again without CAP_NET_RAW, not even to the same one.
+    if options.tuning.interface.as_ref().map(|name| name.as_bytes()) == socket.device()?.as_deref() {
+        options.tuning.interface = None;
+    }
+    inherited(&socket, &options)?;
+    socket.listen(backlog(&options))
 }
 
 /// What the kernel said about a bind, and how to mend it.
@@ -176,8 +181,14 @@ mod tests {
             receive_buffer: Some(32_768),
             notsent_lowat: Some(16_384),
             dscp: Dscp::new(46),
-            interface: Some("lo".into()),
+            interface: may_leave_lo().then(|| "lo".into()),
         }
+    }
+
+    /// Without CAP_NET_RAW an interface is for good.
+    fn may_leave_lo() -> bool {
+        let lo = Tuning { interface: Some("lo".into()), ..Tuning::default() };
+        Tuning::default().try_change(&lo).is_ok()
     }
 
     /// What a socket has of all that.
@@ -188,6 +199,7 @@ mod tests {
         notsent_lowat: u32,
         tos: u32,
         interface: Option<Vec<u8>>,
+        fixed: (bool, bool),
     }
 
     fn found(socket: &impl AsFd) -> Found {
@@ -200,6 +212,7 @@ mod tests {
             notsent_lowat: socket.tcp_notsent_lowat().unwrap(),
             tos: socket.tos_v4().unwrap(),
             interface: socket.device().unwrap(),
+            fixed: sys::fixed_buffers(&*socket).unwrap(),
         }
     }
 
@@ -209,7 +222,8 @@ mod tests {
             buffers: (131_072, 65_536),
             notsent_lowat: 16_384,
             tos: 46 << 2,
-            interface: Some(b"lo".to_vec()),
+            interface: may_leave_lo().then(|| b"lo".to_vec()),
+            fixed: (true, true),
         }
     }
 
@@ -241,9 +255,12 @@ mod tests {
         let (_client, accepted) = accept(&listener);
         assert_eq!((found(&accepted), sys::fast_open(&listener).unwrap()), (set(), 64));
 
+        reapply(&listener, &options).unwrap();
+        assert_eq!(found(&listener), set(), "the same once more changes nothing");
+
         options.tuning.send_buffer = None;
         reapply(&listener, &options).unwrap();
-        let expected = Found { buffers: (new.buffers.0, 65_536), ..set() };
+        let expected = Found { buffers: (new.buffers.0, 65_536), fixed: (false, true), ..set() };
         assert_eq!(found(&listener), expected);
 
         reapply(&listener, &plain).unwrap();
@@ -252,6 +269,28 @@ mod tests {
         assert_eq!(found(&accepted), untouched, "as if nothing had ever been set");
         assert_eq!(found(&before), untouched, "a session that lasts keeps what it had");
         assert_eq!(listener.local_addr().unwrap(), address);
+    }
+
+    #[test]
+    fn a_change_of_interface_is_tried_out_first() {
+        let with = |name: &str| Tuning { interface: Some(name.into()), ..Tuning::default() };
+        assert!(with("lo").try_change(&with("lo")).is_ok());
+        assert!(with("lo").try_change(&Tuning::default()).is_ok());
+        let error = with("no-such-if").try_change(&with("lo")).unwrap_err();
+        assert!(error.to_string().starts_with("interface no-such-if: "), "{error}");
+        if !may_leave_lo() {
+            let error = Tuning::default().try_change(&with("gone")).unwrap_err().to_string();
+            assert!(error.ends_with("the process needs CAP_NET_RAW for it"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_cuts_is_told() {
+        let tuning = Tuning { send_buffer: Some(1 << 30), receive_buffer: Some(4096), ..Tuning::default() };
+        let cut = tuning.cut();
+        // Unless this machine really gives a gibibyte.
+        assert!(cut.len() <= 1 && cut.iter().all(|text| text.starts_with("send_buffer: ")), "{cut:?}");
+        assert_eq!(Tuning::default().cut(), Vec::<String>::new());
     }
 
     #[test]

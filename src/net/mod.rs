@@ -9,7 +9,7 @@ pub use dial::{
     stall, take_error, waiting,
 };
 pub use listen::{Listen, bind_hint, listen, reapply};
-pub use options::{Dscp, Outgoing, RefusedOption, Tuning};
+pub use options::{Dscp, Outgoing, RefusedOption, Tuning, serves_fast_open};
 
 use std::{fmt, net::SocketAddr, time::Duration};
 

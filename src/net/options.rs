@@ -111,9 +111,13 @@ impl Outgoing {
     /// The source address for connections to `address`, if there is one.
     #[must_use]
     pub fn source(&self, address: SocketAddr) -> Option<IpAddr> {
-        match address {
-            SocketAddr::V4(_) => self.source_v4.map(IpAddr::V4),
-            SocketAddr::V6(_) => self.source_v6.map(IpAddr::V6),
+        match address.ip() {
+            IpAddr::V4(_) => self.source_v4.map(IpAddr::V4),
+            // An IPv4 address in the clothes of an IPv6 one is dialled from such a one.
+            IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
+                self.source_v4.map(|ip| IpAddr::V6(ip.to_ipv6_mapped()))
+            }
+            IpAddr::V6(_) => self.source_v6.map(IpAddr::V6),
         }
     }
 
@@ -183,6 +187,25 @@ impl Tuning {
         self.set(&Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?, false)
     }
 
+    /// Finds out whether a listening socket that has `before` can be given this interface.
+    ///
+    /// # Errors
+    /// It cannot: to leave an interface takes CAP_NET_RAW.
+    pub fn try_change(&self, before: &Self) -> io::Result<()> {
+        let Some(old) = before.interface.as_ref().filter(|_| before.interface != self.interface) else {
+            return Ok(());
+        };
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        // One that is gone by now binds nobody, but the listening socket still is bound to it.
+        if socket.bind_device(Some(old.as_bytes())).is_err() {
+            socket.bind_device(Some(b"lo"))?;
+        }
+        let new = self.interface.as_deref();
+        let what =
+            || new.map_or_else(|| format!("{INTERFACE} taken away"), |new| format!("{INTERFACE} {new}"));
+        refused(socket.bind_device(new.map(str::as_bytes)), what)
+    }
+
     /// Sets what there is to set. `ipv6`: the family of the socket.
     pub(super) fn set(&self, socket: &Socket, ipv6: bool) -> io::Result<()> {
         if let Some(interface) = &self.interface {
@@ -208,9 +231,6 @@ impl Tuning {
 
     /// Gives `socket` what `new` has, wherever nothing is set here.
     pub(super) fn take_back(&self, socket: &Socket, new: &Socket, ipv6: bool) -> io::Result<()> {
-        if self.interface.is_none() && socket.device()?.is_some() {
-            refused(socket.bind_device(None), || "no interface".to_owned())?;
-        }
         let congestion = new.tcp_congestion()?;
         if self.congestion.is_none() && socket.tcp_congestion()? != congestion {
             let name = congestion.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -223,6 +243,9 @@ impl Tuning {
         if self.dscp.is_none() && socket.tos_v4()? != new.tos_v4()? {
             mark(socket, new.tos_v4()?, ipv6)?;
         }
+        if self.interface.is_none() && socket.device()?.is_some() {
+            refused(socket.bind_device(None), || format!("{INTERFACE} taken away"))?;
+        }
         Ok(())
     }
 
@@ -231,9 +254,6 @@ impl Tuning {
         let receive = new.recv_buffer_size()?;
         let free_send = self.send_buffer.is_none() && socket.send_buffer_size()? != send;
         let free_receive = self.receive_buffer.is_none() && socket.recv_buffer_size()? != receive;
-        if !free_send && !free_receive {
-            return Ok(());
-        }
         // The kernel doubles what it is told.
         if free_send {
             socket.set_send_buffer_size(send / 2)?;
@@ -243,8 +263,49 @@ impl Tuning {
         }
         // A size that was set keeps the kernel from adapting the buffer, until it is told that it may.
         let fixed = (self.send_buffer.is_some(), self.receive_buffer.is_some());
+        let differs = sys::fixed_buffers(socket).is_ok_and(|now| now != fixed);
+        if !free_send && !free_receive && !differs {
+            return Ok(());
+        }
         refused(sys::set_fixed_buffers(socket, fixed.0, fixed.1), || "buffers without a size".to_owned())
     }
+
+    /// What the kernel would give less of than is set, in words.
+    #[must_use]
+    pub fn cut(&self) -> Vec<String> {
+        if self.send_buffer.is_none() && self.receive_buffer.is_none() {
+            return Vec::new();
+        }
+        let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)) else {
+            return Vec::new();
+        };
+        let mut cut = Vec::new();
+        // It doubles what it gives.
+        let mut look = |what: &str, wanted: Option<u32>, given: io::Result<usize>, limit: &str| {
+            if let Some((wanted, given)) = wanted.zip(given.ok().map(|given| given / 2))
+                && given < size(wanted)
+            {
+                cut.push(format!("{what}: the kernel gives {given} of {wanted} bytes ({limit})"));
+            }
+        };
+        if let Some(bytes) = self.send_buffer {
+            let given = socket.set_send_buffer_size(size(bytes)).and_then(|()| socket.send_buffer_size());
+            look("send_buffer", self.send_buffer, given, "net.core.wmem_max");
+        }
+        if let Some(bytes) = self.receive_buffer {
+            let given = socket.set_recv_buffer_size(size(bytes)).and_then(|()| socket.recv_buffer_size());
+            look("receive_buffer", self.receive_buffer, given, "net.core.rmem_max");
+        }
+        cut
+    }
+}
+
+/// False where the kernel ignores [`Listen::fast_open`](super::Listen::fast_open).
+#[must_use]
+pub fn serves_fast_open() -> bool {
+    let bits = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fastopen").unwrap_or_default();
+    // Who cannot know does not complain.
+    bits.trim().parse::<u32>().map_or(true, |bits| bits & 2 != 0)
 }
 
 /// Has the first bytes travel with the SYN.

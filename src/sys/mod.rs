@@ -9,7 +9,8 @@ pub use memory::give_memory_back;
 #[cfg(test)]
 pub use options::{bind_address_no_port, fast_open_connect};
 pub use options::{
-    fast_open, set_bind_address_no_port, set_fast_open, set_fast_open_connect, set_fixed_buffers,
+    fast_open, fixed_buffers, set_bind_address_no_port, set_fast_open, set_fast_open_connect,
+    set_fixed_buffers,
 };
 pub use readiness::readiness;
 pub use tcp::{Progress, progress, unsent};

@@ -67,6 +67,14 @@ pub fn set_fixed_buffers(socket: impl AsFd, send: bool, receive: bool) -> io::Re
     set(socket, libc::SOL_SOCKET, SO_BUF_LOCK, libc::c_int::from(send) | libc::c_int::from(receive) << 1)
 }
 
+/// Which of a socket's buffers keep their size: the send buffer, the receive buffer.
+///
+/// # Errors
+/// What the kernel said.
+pub fn fixed_buffers(socket: impl AsFd) -> io::Result<(bool, bool)> {
+    get(socket, libc::SOL_SOCKET, SO_BUF_LOCK).map(|bits| (bits & 1 != 0, bits & 2 != 0))
+}
+
 fn set(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let descriptor = socket.as_fd().as_raw_fd();
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or_default();

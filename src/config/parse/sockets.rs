@@ -96,7 +96,7 @@ impl Build<'_> {
     }
 
     fn unreached(&mut self, endpoint: Range<usize>, address: SocketAddr, cloud: &str, source: Range<usize>) {
-        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        let family = if address.ip().to_canonical().is_ipv4() { "IPv4" } else { "IPv6" };
         let what = format!("cloud `{cloud}` has no {family} address in `source` to connect from");
         self.tell(
             Problem::at(Code::Source, endpoint, what)
