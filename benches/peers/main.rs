@@ -9,7 +9,6 @@ mod account;
 mod host;
 mod load;
 mod measure;
-mod poll;
 mod proxies;
 mod table;
 mod target;

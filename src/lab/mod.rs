@@ -3,6 +3,7 @@
 //! (so the kernel's handshake stays as quick as loopback is), and unanswered SYNs come from a full accept queue.
 
 mod endpoint;
+pub mod load;
 mod ports;
 mod serve;
 

@@ -10,10 +10,10 @@ use rustix::{
 };
 use tokio::time::Instant;
 
-pub(crate) use rustix::event::epoll::{Event, EventFlags};
+pub(super) use rustix::event::epoll::{Event, EventFlags};
 
 /// An epoll instance; sockets are known by a number of the caller's.
-pub(crate) struct Poll {
+pub(super) struct Poll {
     epoll: OwnedFd,
 }
 
@@ -21,25 +21,25 @@ impl Poll {
     /// Events taken at once.
     const BATCH: usize = 256;
 
-    pub(crate) fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
     }
 
     /// Room for the events of one turn.
-    pub(crate) fn room() -> Vec<Event> {
+    pub(super) fn room() -> Vec<Event> {
         Vec::with_capacity(Self::BATCH)
     }
 
-    pub(crate) fn add(&self, source: impl AsFd, token: usize, flags: EventFlags) -> io::Result<()> {
+    pub(super) fn add(&self, source: impl AsFd, token: usize, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, source, epoll::EventData::new_u64(token as u64), flags)?)
     }
 
-    pub(crate) fn modify(&self, source: impl AsFd, token: usize, flags: EventFlags) -> io::Result<()> {
+    pub(super) fn modify(&self, source: impl AsFd, token: usize, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, source, epoll::EventData::new_u64(token as u64), flags)?)
     }
 
     /// Fills `events`; leaves it empty when `timeout` passes first.
-    pub(crate) fn wait(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
+    pub(super) fn wait(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
         let limit = timeout.map(|timeout| Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
@@ -51,7 +51,7 @@ impl Poll {
 
     /// The same without sleeping: a virtual CPU that halts takes tens of microseconds to wake, and latencies would
     /// show that in place of the proxy. Others on this CPU get their turns.
-    pub(crate) fn spin(&self, events: &mut Vec<Event>, timeout: Duration) -> io::Result<()> {
+    pub(super) fn spin(&self, events: &mut Vec<Event>, timeout: Duration) -> io::Result<()> {
         let start = Instant::now();
         loop {
             self.wait(events, Some(Duration::ZERO))?;
@@ -64,12 +64,12 @@ impl Poll {
 }
 
 /// The caller's number of this event.
-pub(crate) fn token(event: &Event) -> usize {
+pub(super) fn token(event: &Event) -> usize {
     usize::try_from(event.data.u64()).unwrap_or(usize::MAX)
 }
 
 /// `None` when the socket is not ready.
-pub(crate) fn ready<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn ready<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {

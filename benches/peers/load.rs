@@ -1,0 +1,141 @@
+//! The load as the bench needs it: the library's, where nothing may fail while connections stay.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use hdrhistogram::Histogram;
+use twinspan::lab::load::{Ask, Job, Kind, Live, Rate, Script, Share, Span, Worker};
+
+use crate::{host, target::REQUEST};
+
+/// Longest wait for a connection, an answer or readiness: a proxy that stalls ends the measurement, not the run.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// [`REQUEST`] as the size of a reply.
+pub(crate) const REQUEST_BYTES: u32 = 128;
+
+/// What a span of work came to.
+pub(crate) struct Tally {
+    /// Exchanges, connections or bytes.
+    pub(crate) units: u64,
+    /// Connections that failed.
+    pub(crate) errors: u64,
+    pub(crate) elapsed: Duration,
+    /// Nanoseconds from the intended start of a unit to its end.
+    pub(crate) latency: Histogram<u64>,
+}
+
+/// Connections with at most one request under way on each.
+pub(crate) struct Exchange(Load);
+
+/// Slots with one connection each.
+pub(crate) struct Churn(Load);
+
+/// Connections that move bytes as fast as they can.
+pub(crate) struct Stream(Load);
+
+impl Exchange {
+    pub(crate) fn open(to: SocketAddr, connections: usize, reply: u32) -> io::Result<Self> {
+        Load::open(to, connections, Kind::Exchange(script(reply))).map(Self)
+    }
+
+    /// Works for `span`: at `rate` requests a second, or each line's next request as soon as its reply is there.
+    pub(crate) fn run(&mut self, span: Duration, rate: Option<u32>) -> io::Result<Tally> {
+        unbroken(self.0.run(span, rate)?)
+    }
+}
+
+impl Churn {
+    pub(crate) fn new(to: SocketAddr, slots: usize) -> io::Result<Self> {
+        Load::open(to, slots, Kind::Churn(script(REQUEST_BYTES))).map(Self)
+    }
+
+    /// Works for `span`: at `rate` connections a second, or each slot's next connection as soon as the last has gone.
+    pub(crate) fn run(&mut self, span: Duration, rate: Option<u32>) -> io::Result<Tally> {
+        self.0.run(span, rate)
+    }
+}
+
+impl Stream {
+    pub(crate) fn open(to: SocketAddr, connections: usize, ask: Ask) -> io::Result<Self> {
+        Load::open(to, connections, Kind::Stream { ask, say: true }).map(Self)
+    }
+
+    /// Works for `span` and counts bytes.
+    pub(crate) fn run(&mut self, span: Duration) -> io::Result<Tally> {
+        unbroken(self.0.run(span, None)?)
+    }
+}
+
+/// The only thread of a load.
+struct Load {
+    worker: Worker,
+    live: Live,
+}
+
+impl Load {
+    fn open(to: SocketAddr, connections: usize, kind: Kind) -> io::Result<Self> {
+        let mut worker = Worker::new(&Job { to, connections, timeout: PATIENCE, kind }, Share::ALL)?;
+        let live = Live::new(host::interrupted);
+        let failures = worker.open(&live)?.failures;
+        if failures.total() > 0 {
+            return Err(io::Error::other(format!("connections failed: {failures:?}")));
+        }
+        Ok(Self { worker, live })
+    }
+
+    fn run(&mut self, length: Duration, rate: Option<u32>) -> io::Result<Tally> {
+        let rate = rate.map(|rate| Rate { per_second: rate.into(), threads: 1, thread: 0 });
+        let tally = self.worker.run(Span { length, rate, spin: true }, &self.live)?;
+        if host::interrupted() {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
+        }
+        Ok(Tally {
+            units: tally.units + tally.down + tally.up,
+            errors: tally.failures.total(),
+            elapsed: tally.elapsed,
+            latency: tally.latency,
+        })
+    }
+}
+
+/// Connections that stay must all stay, or other work was measured than was meant.
+fn unbroken(tally: Tally) -> io::Result<Tally> {
+    if tally.errors > 0 {
+        return Err(io::Error::other(format!(
+            "{} connections failed in the middle of the work",
+            tally.errors
+        )));
+    }
+    Ok(tally)
+}
+
+/// Replies are not looked at: the proxy is what is to be measured, and other tests see to its bytes.
+fn script(reply: u32) -> Script {
+    Script::reply(REQUEST_BYTES, reply).unchecked()
+}
+
+/// A blocking connection that gives up in time.
+pub(crate) fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// One connection with one exchange: what readiness and idle sessions are made of.
+pub(crate) fn exchange_once(to: SocketAddr) -> io::Result<TcpStream> {
+    let mut stream = connect(to)?;
+    let mut bytes = [0; REQUEST];
+    let ask = Ask::Reply { request: REQUEST_BYTES, reply: REQUEST_BYTES };
+    for (byte, value) in bytes.iter_mut().zip(ask.head()) {
+        *byte = value;
+    }
+    stream.write_all(&bytes)?;
+    stream.read_exact(&mut bytes)?;
+    Ok(stream)
+}
