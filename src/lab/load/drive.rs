@@ -88,8 +88,7 @@ pub(super) fn open(work: &mut impl Work, live: &Live) -> io::Result<Tally> {
 /// Works for a span.
 pub(super) fn run(work: &mut impl Work, span: Span, live: &Live) -> io::Result<Tally> {
     let demand = span.rate.map_or(Demand::AtOnce, |rate| Demand::Paced(Pace::new(Instant::now(), rate)));
-    let spin = span.spin && span.rate.is_some();
-    drive(work, span.length, demand, spin, live)
+    drive(work, span.length, demand, span.spin, live)
 }
 
 fn drive(
@@ -121,10 +120,10 @@ fn drive(
         work.start(now, &mut demand, &mut tally);
         let wake = work.next(&demand).map_or(tick, |next| next.min(tick)).min(end);
         let timeout = wake.saturating_duration_since(now);
-        if spin {
-            work.poll().spin(&mut events, timeout)?;
-        } else {
-            work.poll().wait(&mut events, Some(timeout))?;
+        match demand {
+            Demand::Paced(_) if spin => work.poll().spin(&mut events, timeout)?,
+            Demand::Paced(_) => work.poll().wait_exactly(&mut events, timeout)?,
+            Demand::Nothing | Demand::AtOnce => work.poll().wait(&mut events, Some(timeout))?,
         }
         for event in &events {
             work.turn(event, &demand, &mut tally);

@@ -68,7 +68,7 @@ impl Lines {
             due: now,
             asked: now,
             // Neighbours do not ask the same.
-            shift: (0..place % 1000).fold(0, |shift, _| script.next(shift)),
+            shift: script.start(place),
             sent: 0,
             received: 0,
         };

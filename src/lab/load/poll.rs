@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd, time::Duration};
 
 use rustix::{
     buffer::spare_capacity,
-    event::{Timespec, epoll},
+    event::{PollFd, PollFlags, Timespec, epoll, poll},
     fd::OwnedFd,
     io::retry_on_intr,
 };
@@ -38,18 +38,27 @@ impl Poll {
         Ok(epoll::modify(&self.epoll, source, epoll::EventData::new_u64(token as u64), flags)?)
     }
 
-    /// Fills `events`; leaves it empty when `timeout` passes first.
+    /// Fills `events`; leaves it empty when `timeout` passes first. The kernel rounds it up to a millisecond.
     pub(super) fn wait(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
-        let limit = timeout.map(|timeout| Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        });
+        let limit = timeout.map(timespec);
         events.clear();
         retry_on_intr(|| epoll::wait(&self.epoll, spare_capacity(events), limit.as_ref()))?;
         Ok(())
     }
 
-    /// The same without sleeping: a virtual CPU that halts takes tens of microseconds to wake, and latencies would
+    /// The same, with a timeout that is kept to the microsecond, at the price of two more system calls when nothing
+    /// is there.
+    pub(super) fn wait_exactly(&self, events: &mut Vec<Event>, timeout: Duration) -> io::Result<()> {
+        self.wait(events, Some(Duration::ZERO))?;
+        if events.is_empty() && timeout > Duration::ZERO {
+            let limit = timespec(timeout);
+            retry_on_intr(|| poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&limit)))?;
+            self.wait(events, Some(Duration::ZERO))?;
+        }
+        Ok(())
+    }
+
+    /// The same as [`Poll::wait`] without sleeping: a virtual CPU that halts takes tens of microseconds to wake, and latencies would
     /// show that in place of the proxy. Others on this CPU get their turns.
     pub(super) fn spin(&self, events: &mut Vec<Event>, timeout: Duration) -> io::Result<()> {
         let start = Instant::now();
@@ -60,6 +69,13 @@ impl Poll {
             }
             std::thread::yield_now();
         }
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
     }
 }
 

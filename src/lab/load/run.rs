@@ -108,6 +108,8 @@ fn work(job: &Job, course: &Course, share: Share, live: &Live) -> io::Result<Tal
     };
     tally.failures.add(opened.failures);
     tally.held += opened.held;
+    // What is held has had its only exchange.
+    tally.latency.add(&opened.latency).map_err(io::Error::other)?;
     tally.connect.add(&opened.connect).map_err(io::Error::other)?;
     Ok(tally)
 }

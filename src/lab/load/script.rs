@@ -127,6 +127,11 @@ impl Script {
         self.reply
     }
 
+    /// Where the first request of a line starts.
+    pub(super) const fn start(&self, line: usize) -> usize {
+        line % self.shifts
+    }
+
     /// Where the request after the one at `shift` starts.
     pub(super) const fn next(&self, shift: usize) -> usize {
         (shift + 1) % self.shifts
