@@ -1,6 +1,7 @@
 //! The command line: one file per verb. Data goes to standard output, talk to standard error; every verb says in its exit
 //! code how it went (README has the list).
 
+pub mod bench;
 pub mod check;
 pub mod client;
 pub mod completions;
@@ -38,6 +39,8 @@ enum Verb {
     Check(check::Check),
     /// Lose a cloud and get it back, in one process: needs no file, no root and no network
     Demo(demo::DemoArgs),
+    /// Load a proxy or a service and measure it; targets for that
+    Bench(bench::BenchArgs),
     /// Show clouds, pools, endpoints and sessions of a running proxy
     Status(status::StatusArgs),
     /// Ask a running proxy whether it is alive, or ready; exit 0 or 1
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Check(check) => check.run(),
         Verb::Demo(args) => demo::run(args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Health(args) => health::run(&args),
         Verb::Schema(schema) => schema.run(),

@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod accept;
+mod bench;
 mod budget;
 mod examples;
 mod failover;
