@@ -46,6 +46,7 @@ fn listener(number: u16, balance: Balance) -> Arc<Listener> {
         half_closed: Duration::from_secs(60),
         lifetime: None,
         user_timeout: Duration::from_secs(30),
+        upstream_timeout: Duration::from_secs(30),
         keepalive: Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 },
     };
     Arc::new(Listener {

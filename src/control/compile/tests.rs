@@ -11,9 +11,8 @@ use crate::{
     state::ListenerCell,
 };
 
-/// A config of one pool `p` behind one listener: (address, cloud) each.
-fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
-    let health = probed.then(|| config::Health {
+fn health() -> config::Health {
+    config::Health {
         probe: config::Probe::Tcp { send: Vec::new(), expect: Vec::new() },
         port: None,
         interval: defaults::PROBE_INTERVAL,
@@ -22,7 +21,12 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
         rise: 2,
         fall: 3,
         jitter: 0.1,
-    });
+    }
+}
+
+/// A config of one pool `p` behind one listener: (address, cloud) each.
+fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
+    let health = probed.then(health);
     Config {
         workers: Some(1),
         engine: true,

@@ -23,7 +23,7 @@ use super::{
     poll::{Event, EventFlags, Poll, ready, token},
     script::FILLER,
 };
-use crate::net::{self, Bind, Keepalive, Listen};
+use crate::net::{self, Bind, Keepalive, Listen, Tuning};
 use connection::{Connection, Desk};
 
 const LISTENER: usize = usize::MAX - 1;
@@ -92,7 +92,13 @@ impl Target {
     /// What the kernel said about the address, or it gives no threads or events.
     pub fn start(options: &TargetOptions) -> io::Result<Self> {
         let bind = Bind { address: options.address, only_v6: false };
-        let listen = Listen { bind, backlog: BACKLOG, keepalive: KEEPALIVE };
+        let listen = Listen {
+            bind,
+            backlog: BACKLOG,
+            keepalive: KEEPALIVE,
+            fast_open: None,
+            tuning: Tuning::default(),
+        };
         let listeners = net::listen(&listen, options.threads.max(1))?;
         let address = listeners.first().map_or(Ok(options.address), TcpListener::local_addr)?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
