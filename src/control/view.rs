@@ -11,13 +11,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tracing_appender::non_blocking::ErrorCounter;
 
 use super::{Journal, admin::Totals, health::Verdict};
 use crate::{
     config::{self, Config},
     ids::{CloudName, EndpointIdentity, Generation, ListenerName, PoolName},
     state::{AllDown, EndpointCell, Histogram, ListenerCell, Shared},
+    telemetry::LogDropped,
 };
 
 /// Everything the admin API may look at.
@@ -35,8 +35,8 @@ pub struct View {
     pub probes: Histogram,
     /// How long compiling a snapshot took.
     pub compiles: Histogram,
-    /// Event lines that found the log queue full; set once logging is set up.
-    pub log_dropped: OnceLock<ErrorCounter>,
+    /// Event lines that were not written; set once logging is set up.
+    pub log_dropped: OnceLock<LogDropped>,
     /// Settings that the file has otherwise, and that only a restart can change.
     pub needs_restart: ArcSwap<Vec<&'static str>>,
     /// Sums over the endpoints of a pool in a cloud, for the admin API and the metrics page.

@@ -99,7 +99,7 @@ pub struct Logging {
     /// Reopens the file, for those who rotate it.
     pub reopen: Reopen,
     file: Option<PathBuf>,
-    dropped: ErrorCounter,
+    dropped: LogDropped,
     _guard: WorkerGuard,
 }
 
@@ -113,12 +113,13 @@ pub fn set_up(options: LogOptions) -> Result<Logging, LogError> {
         if on_terminal { LineFormat::Text } else { LineFormat::Json }
     });
     let reopen = Reopen::default();
+    let failed = Arc::new(AtomicU64::new(0));
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(CAPACITY)
         .thread_name("log")
-        .finish(open(options.file.as_deref(), &reopen)?);
-    let dropped = writer.error_counter();
+        .finish(Counted { output: open(options.file.as_deref(), &reopen)?, failed: Arc::clone(&failed) });
+    let dropped = LogDropped { queue: writer.error_counter(), failed };
     let filter = EnvFilter::new(&options.filter.0);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
     match format {
@@ -142,8 +143,46 @@ impl Logging {
 
     /// A reader of how many event lines were dropped.
     #[must_use]
-    pub fn dropped(&self) -> ErrorCounter {
+    pub fn dropped(&self) -> LogDropped {
         self.dropped.clone()
+    }
+}
+
+/// Counts event lines that were not written: those that found the queue full, and those that the output refused.
+#[derive(Clone, Debug)]
+pub struct LogDropped {
+    queue: ErrorCounter,
+    failed: Arc<AtomicU64>,
+}
+
+impl LogDropped {
+    /// Lines not written since the start.
+    #[must_use]
+    pub fn lines(&self) -> u64 {
+        self.queue.dropped_lines() as u64 + self.failed.load(Relaxed)
+    }
+}
+
+/// An output that counts what it refuses. The queue in front of it hands over a line at a time, and forgets errors.
+struct Counted<W> {
+    output: W,
+    failed: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.output.write(bytes);
+        match &written {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                self.failed.fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
     }
 }
 
@@ -236,6 +275,21 @@ fn open(file: Option<&Path>, reopen: &Reopen) -> Result<Box<dyn Write + Send>, L
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_that_the_output_refuses_is_counted() {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let failed = Arc::new(AtomicU64::new(0));
+        let output = Counted { output: full, failed: Arc::clone(&failed) };
+        let (mut writer, guard) = NonBlockingBuilder::default().lossy(true).finish(output);
+        let dropped = LogDropped { queue: writer.error_counter(), failed };
+        for _ in 0..3 {
+            writer.write_all(b"a line\n").unwrap();
+        }
+        // Writes what is queued.
+        drop(guard);
+        assert_eq!(dropped.lines(), 3);
+    }
 
     #[test]
     fn a_rotated_file_is_opened_anew() {

@@ -5,5 +5,5 @@ mod log;
 mod session_log;
 
 pub use end::{Cause, End, Side, Stage};
-pub use log::{Filter, FilterError, LogError, LogOptions, Logging, Reopen, set_up};
+pub use log::{Filter, FilterError, LogDropped, LogError, LogOptions, Logging, Reopen, set_up};
 pub use session_log::{LineFormat, SessionLines, SessionLog, SessionRecord, SessionWriter};

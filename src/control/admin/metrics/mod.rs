@@ -65,6 +65,7 @@ impl Collector for Scrape {
         let mut page = Page::new(encoder, self.cap.saturating_sub(1));
         process(&mut page, view)?;
         control(&mut page, view, &overview)?;
+        workers(&mut page, view)?;
         listeners(&mut page, &overview)?;
         pools(&mut page, view, &overview)?;
         groups(&mut page, &totals)?;
@@ -117,7 +118,7 @@ fn process(page: &mut Page<'_>, view: &View) -> fmt::Result {
     )?;
     let lines = view.shared.session_log.dropped();
     page.counters("twinspan_session_log_dropped", "Session lines that were not written.", [], count(lines))?;
-    let events = view.log_dropped.get().map(|dropped| ([], dropped.dropped_lines() as u64));
+    let events = view.log_dropped.get().map(|dropped| ([], dropped.lines()));
     page.counters("twinspan_log_dropped", "Event lines that were not written.", [], events)?;
     page.counters(
         "twinspan_reports_dropped",
@@ -161,6 +162,31 @@ fn control(page: &mut Page<'_>, view: &View, overview: &Overview) -> fmt::Result
         "Time that probes took, good or bad.",
         [],
         [([], view.probes.read())],
+    )
+}
+
+fn workers(page: &mut Page<'_>, view: &View) -> fmt::Result {
+    let cells = || {
+        let numbered = view.shared.workers.iter().enumerate();
+        numbered.map(|(number, cell)| ([Label::Owned(number.to_string())], cell))
+    };
+    page.gauges(
+        "twinspan_worker_sessions",
+        "Sessions that each worker's engine carries; far apart, they are spread unevenly.",
+        ["worker"],
+        cells().map(|(worker, cell)| (worker, cell.sessions.load(Relaxed) as f64)),
+    )?;
+    page.counters(
+        "twinspan_worker_sessions_passed_on",
+        "Sessions that a worker accepted and gave to another one, which had clearly fewer.",
+        ["worker"],
+        cells().map(|(worker, cell)| (worker, cell.passed_on.load(Relaxed))),
+    )?;
+    page.counters(
+        "twinspan_worker_sessions_handed_over",
+        "Sessions that needed more than one plain connect: a first attempt that failed, or was late.",
+        ["worker"],
+        cells().map(|(worker, cell)| (worker, cell.handed_over.load(Relaxed))),
     )
 }
 
