@@ -1,12 +1,15 @@
-//! What a request and a session may cost: counts, which are the same on a slow machine and on a fast one. Where a limit
-//! is only the one of today, its comment says which one is wanted.
+//! What a request and a session may cost: counts, which are the same on a slow machine and on a fast one.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::Mutex,
     time::Instant,
 };
 
@@ -16,10 +19,11 @@ use crate::harness::{Backend, Calls, Place, Proxy, connect, eventually, skip_on_
 /// and a write.
 const REQUEST: Budget = Budget { calls: 6.0, without_waits: 4.0 };
 
-/// From a session's accept to its line in the log, when nothing else is there to share a call. 22 calls are wanted: of
-/// today's, four tell epoll of the two sockets and take them out again, an accept finds nothing, and two reads find only
-/// the end. The work is 20 calls, and half a one for reads at an unlucky moment; its waits are 5 to 6.
-const SESSION_TODAY: Budget = Budget { calls: 27.0, without_waits: 20.5 };
+/// From a session's accept to its line in the log, when nothing else is there to share a call: accept, a look whether the
+/// client has sent something, socket, a word to hold the last segment of the handshake back, connect, two calls that tell
+/// epoll of the sockets, four reads, two writes, shutdown and two closes are 16, and half a one for reads at an unlucky
+/// moment. Its waits are 5 to 6.
+const SESSION: Budget = Budget { calls: 22.0, without_waits: 16.5 };
 
 /// System calls that something may take.
 struct Budget {
@@ -32,13 +36,12 @@ struct Budget {
 const CALLS_PER_SECOND: f64 = 100.0;
 const CALLS_INTERRUPTED: f64 = 50.0;
 
-/// Bytes that an idle session takes of the process's own memory. 512 are wanted.
-const BYTES_PER_IDLE_SESSION_TODAY: u64 = 2_200;
+/// Bytes that an idle session takes of the process's own memory.
+const BYTES_PER_IDLE_SESSION: u64 = 512;
 
 /// What may stay resident when all sessions have gone: this part of what was there before them, and so many bytes.
-/// 5,000,000 bytes are wanted; today the allocator keeps what it has.
 const KEPT_PERCENT: u64 = 120;
-const KEPT_BYTES_TODAY: u64 = 9_000_000;
+const KEPT_BYTES: u64 = 5_000_000;
 
 /// Sessions that are idle at once, as far as the limit of descriptors allows.
 const IDLE_SESSIONS: u64 = 5_000;
@@ -60,7 +63,9 @@ async fn a_request_alone_on_its_connection_takes_six_system_calls() {
     let (proxy, address) = Proxy::before(&place, backend.address, "").await;
     let mut client = connect(address).await;
     exchange(&mut client).await;
+    let client = Mutex::new(client);
     let work = async || {
+        let mut client = client.lock().await;
         for _ in 0..REQUESTS {
             exchange(&mut client).await;
         }
@@ -79,13 +84,15 @@ async fn a_session_of_one_request_keeps_to_its_budget_of_system_calls() {
     let (proxy, address) = Proxy::before(&place, backend.address, "").await;
     visit(address).await;
     eventually("the first session's line", async || session_lines(&proxy, 1)).await;
+    let visits = AtomicU64::new(1);
     let work = async || {
         for _ in 0..SESSIONS {
             visit(address).await;
         }
-        eventually("a line for every session", async || session_lines(&proxy, 1 + SESSIONS)).await;
+        let visits = visits.fetch_add(SESSIONS, Relaxed) + SESSIONS;
+        eventually("a line for every session", async || session_lines(&proxy, visits)).await;
     };
-    keeps_to(&SESSION_TODAY, "a session", &proxy, SESSIONS, work).await;
+    keeps_to(&SESSION, "a session", &proxy, SESSIONS, work).await;
 }
 
 #[tokio::test]
@@ -107,21 +114,21 @@ async fn idle_sessions_take_little_memory_and_leave_little_behind() {
     let start = proxy.memory();
     let clients = idle(address, sessions).await;
     let open = proxy.memory();
-    let each = open.proportional.saturating_sub(start.proportional) / sessions;
+    let each = open.own.saturating_sub(start.own) / sessions;
     eprintln!("an idle session takes {each} bytes ({sessions} sessions)");
     assert!(
-        each <= BYTES_PER_IDLE_SESSION_TODAY,
-        "an idle session takes {each} bytes, the limit is {BYTES_PER_IDLE_SESSION_TODAY} \
-         (PSS from {} to {} with {sessions} sessions)",
-        start.proportional,
-        open.proportional
+        each <= BYTES_PER_IDLE_SESSION,
+        "an idle session takes {each} bytes, the limit is {BYTES_PER_IDLE_SESSION} \
+         (from {} to {} with {sessions} sessions)",
+        start.own,
+        open.own
     );
     drop(clients);
     eventually("a line for every session", async || session_lines(&proxy, 1 + sessions)).await;
     // And once more: what the first ones left is there for the next.
     drop(idle(address, sessions).await);
     eventually("a line for every session", async || session_lines(&proxy, 1 + 2 * sessions)).await;
-    let limit = start.resident * KEPT_PERCENT / 100 + KEPT_BYTES_TODAY;
+    let limit = start.resident * KEPT_PERCENT / 100 + KEPT_BYTES;
     // Whoever gives memory back may take a while for it.
     let (mut least, mut left) = (u64::MAX, 250);
     eventually("the memory given back", async || {
@@ -134,7 +141,7 @@ async fn idle_sessions_take_little_memory_and_leave_little_behind() {
     assert!(
         least <= limit,
         "{least} bytes are resident after {sessions} idle sessions, twice: the limit is {limit} \
-         ({KEPT_PERCENT} % of the {} before, and {KEPT_BYTES_TODAY})",
+         ({KEPT_PERCENT} % of the {} before, and {KEPT_BYTES})",
         start.resident
     );
 }
@@ -150,23 +157,29 @@ async fn idle(address: SocketAddr, sessions: u64) -> Vec<TcpStream> {
     clients
 }
 
-/// Counts the calls of the proxy while `work` does `times` of `what`.
-async fn keeps_to(budget: &Budget, what: &str, proxy: &Proxy, times: u64, work: impl AsyncFnOnce()) {
-    let Some(calls) = Calls::start(&format!("system calls of {what}"), proxy.pid()).await else { return };
-    let begun = Instant::now();
-    work().await;
-    let beside = CALLS_PER_SECOND.mul_add(begun.elapsed().as_secs_f64(), CALLS_INTERRUPTED);
-    let counted = calls.finish().await;
-    let each = |count: u64| (count as f64 - beside).max(0.0) / times as f64;
-    let (calls, without_waits) = (each(counted.total()), each(counted.total() - counted.waits()));
-    eprintln!("{what} takes {calls:.2} system calls, {without_waits:.2} without the waits");
-    assert!(
-        calls <= budget.calls && without_waits <= budget.without_waits,
-        "{what} takes {calls:.2} system calls, {without_waits:.2} without the waits; the limits are {} and {}. \
-         All calls of {times} of them, of which {beside:.0} are not theirs:\n{counted}",
-        budget.calls,
-        budget.without_waits
-    );
+/// Counts the calls of the proxy while `work` does `times` of `what`, at most three times: other work of the machine comes
+/// between two halves of what would have been one wake-up, so it can add calls, and takes none away.
+async fn keeps_to(budget: &Budget, what: &str, proxy: &Proxy, times: u64, work: impl AsyncFn()) {
+    let mut said = String::new();
+    for _ in 0..3 {
+        let Some(calls) = Calls::start(&format!("system calls of {what}"), proxy.pid()).await else { return };
+        let begun = Instant::now();
+        work().await;
+        let beside = CALLS_PER_SECOND.mul_add(begun.elapsed().as_secs_f64(), CALLS_INTERRUPTED);
+        let counted = calls.finish().await;
+        let each = |count: u64| (count as f64 - beside).max(0.0) / times as f64;
+        let (calls, without_waits) = (each(counted.total()), each(counted.total() - counted.waits()));
+        eprintln!("{what} takes {calls:.2} system calls, {without_waits:.2} without the waits");
+        if calls <= budget.calls && without_waits <= budget.without_waits {
+            return;
+        }
+        said = format!(
+            "{what} takes {calls:.2} system calls, {without_waits:.2} without the waits; the limits are {} and {}. \
+             All calls of {times} of them, of which {beside:.0} are not theirs:\n{counted}",
+            budget.calls, budget.without_waits
+        );
+    }
+    panic!("{said}");
 }
 
 /// True for the binary that `tests/run` names. One made for debugging takes more memory, and asks about every descriptor

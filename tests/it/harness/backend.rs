@@ -43,7 +43,7 @@ impl<T: Send + 'static> Backend<T> {
     where
         F: Future<Output = T> + Send + 'static,
     {
-        Self::serve_at(SocketAddr::new(place.ip(), 0), story).await
+        Self::serve_at(place.free(), story).await
     }
 
     /// The same, at a known address.

@@ -73,8 +73,8 @@ pub(crate) struct Process {
 pub(crate) struct Memory {
     /// Resident (RSS).
     pub(crate) resident: u64,
-    /// Resident, with pages that processes share counted in part (PSS).
-    pub(crate) proportional: u64,
+    /// Resident, and no part of a file (anonymous PSS).
+    pub(crate) own: u64,
 }
 
 #[derive(Debug, Default)]
@@ -197,7 +197,7 @@ impl Process {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Memory of its own and its part of what it shares, in bytes.
+    /// Memory: all that is resident, and what is its own and no file's, in bytes.
     pub(crate) fn memory(&self) -> Memory {
         let path = format!("/proc/{}/smaps_rollup", self.pid());
         let rollup = std::fs::read_to_string(path).unwrap();
@@ -205,7 +205,7 @@ impl Process {
             let line = rollup.lines().find_map(|line| line.strip_prefix(key)).unwrap();
             line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
         };
-        Memory { resident: bytes("Rss:"), proportional: bytes("Pss:") }
+        Memory { resident: bytes("Rss:"), own: bytes("Pss_Anon:") }
     }
 
     /// Waits until something listens at `address`, or fails with what the program said.
