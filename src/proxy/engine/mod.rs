@@ -25,7 +25,7 @@ pub(super) use self::mailbox::{Command, Handovers, Mailbox};
 use self::{
     listeners::{Accepted, Listeners},
     mailbox::Pair,
-    poll::{BELL, Poll, TIMER},
+    poll::{BELL, Patience, Poll, TIMER},
     session::{Outcome, Session},
     slots::{Slots, Token, Which},
     timer::Timer,
@@ -68,6 +68,8 @@ pub(super) struct Engine {
     /// The other worker that was looked at last.
     looked_at: usize,
     tidying: bool,
+    /// A session has moved much in this turn.
+    bulk: bool,
     stopped: bool,
 }
 
@@ -99,6 +101,7 @@ impl Engine {
             now,
             looked_at: number,
             tidying: false,
+            bulk: false,
             stopped: false,
         })
     }
@@ -107,18 +110,24 @@ impl Engine {
     pub(super) fn run(mut self) {
         let mut events = Poll::room();
         let mut accepted = Vec::new();
-        let mut busy = false;
+        let mut patience = Patience::Long;
         while !self.stopped {
-            if let Err(error) = self.poll.wait(&mut events, busy) {
+            if let Err(error) = self.poll.wait(&mut events, patience) {
                 tracing::error!(%error, "a worker cannot wait for events");
                 return;
             }
             self.now = Instant::now();
+            self.bulk = false;
             for event in events.drain(..) {
                 self.note(event);
             }
             self.run_sessions();
-            busy = self.accept(&mut accepted) || !self.runnable.is_empty();
+            let busy = self.accept(&mut accepted) || !self.runnable.is_empty();
+            patience = match (busy, self.bulk) {
+                (true, _) => Patience::None,
+                (false, true) => Patience::Brief,
+                (false, false) => Patience::Long,
+            };
             self.timer.arm(self.now);
         }
     }
@@ -164,6 +173,7 @@ impl Engine {
         session.queued = false;
         match session.run(self.now) {
             Outcome::Waiting(until) => {
+                self.bulk |= session.is_bulk();
                 if session.alarm.is_none_or(|alarm| until < alarm) {
                     session.alarm = Some(until);
                     self.timer.set(token.slot, until);

@@ -91,7 +91,8 @@ impl Session {
     }
 
     /// What epoll is to watch each socket for. The client is watched for room only once it had none.
-    pub(super) const WATCH_CLIENT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+    pub(super) const WATCH_CLIENT: EventFlags =
+        EventFlags::IN.union(EventFlags::PRI).union(EventFlags::RDHUP).union(EventFlags::ET);
     pub(super) const WATCH: EventFlags = Self::WATCH_CLIENT.union(EventFlags::OUT);
 
     /// Takes note of an event.
@@ -105,6 +106,14 @@ impl Session {
     /// True when epoll is to be told, once, that the client is to be watched for room.
     pub(super) fn asks_for_room(&self) -> bool {
         self.client_ready.asks()
+    }
+
+    /// True while it moves much at a time.
+    pub(super) const fn is_bulk(&self) -> bool {
+        match &self.stage {
+            Stage::Relaying(relay) => relay.is_bulk(),
+            Stage::Connecting(_) | Stage::Leaving => false,
+        }
     }
 
     /// Does what can be done now.
@@ -192,6 +201,8 @@ impl Ready {
     const WROTE: u16 = 128;
     /// Nagle's algorithm is off.
     const NODELAY: u16 = 256;
+    /// An urgent byte has come, now or earlier.
+    const URGENT: u16 = 512;
 
     const fn new(flags: u16) -> Self {
         Self(Cell::new(flags))
@@ -212,6 +223,7 @@ impl Ready {
             (EventFlags::RDHUP, Self::ENDED),
             (EventFlags::ERR, Self::FAILED),
             (EventFlags::HUP, Self::GONE),
+            (EventFlags::PRI, Self::URGENT),
         ];
         let seen = flags.into_iter().filter(|(flag, _)| event.contains(*flag));
         self.0.set(seen.fold(self.0.get(), |sum, (_, flag)| sum | flag));
@@ -254,6 +266,10 @@ impl Socket for Half<'_> {
 
     fn writable(&self) -> io::Result<bool> {
         Ok(self.ready.has(Ready::WRITE | Ready::FAILED | Ready::GONE))
+    }
+
+    fn may_be_urgent(&self) -> bool {
+        self.ready.has(Ready::URGENT)
     }
 
     fn try_read<T>(&self, _anyway: bool, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {

@@ -114,9 +114,6 @@ impl Flow {
     /// As [`Flow::step`], but does not pass the end on.
     pub(super) fn deliver<S: Socket>(&mut self, source: &S, sink: &S) -> Result<Step, Broken> {
         let mut turn = 0;
-        // After a splice that did not fill the pipe, a plain read tells whether the socket is empty: it takes what little
-        // is left in the same call.
-        let mut rest = false;
         loop {
             if self.waiting.is_some() && !self.flush(sink)? {
                 return Ok(Step::Waiting);
@@ -130,11 +127,10 @@ impl Flow {
             if !self.poked && !source.readable().map_err(Broken::Source)? {
                 return Ok(Step::Waiting);
             }
-            let (moved, more) = match self.mode {
-                Mode::Splice(small) if !self.poked && !rest => (self.splice(source, small)?, true),
-                _ => (self.copy(source, sink)?, false),
+            let moved = match self.mode {
+                Mode::Splice(small) if !self.poked => self.splice(source, small)?,
+                _ => self.copy(source, sink)?,
             };
-            rest = more && (1..splice::WANTED).contains(&moved);
             turn += moved.max(LEAST);
         }
     }
@@ -142,6 +138,11 @@ impl Flow {
     /// True while bytes wait for the sink: the source is not read then.
     pub(super) const fn is_stalled(&self) -> bool {
         self.waiting.is_some()
+    }
+
+    /// True while its last transfer was a large one.
+    pub(super) const fn is_bulk(&self) -> bool {
+        matches!(self.mode, Mode::Splice(0))
     }
 
     /// Has the next step read once whatever the driver says. A read stops short at an urgent mark (tcp(7)), which looks
@@ -228,7 +229,7 @@ impl Flow {
             Ok(BUFFER..) => self.mode = Mode::Splice(0),
             Ok(_) if small + 1 < SMALL_IN_A_ROW => self.mode = Mode::Splice(small + 1),
             Ok(_) => self.mode = Mode::Copy,
-            Err(ref error) if is_passing(error) => self.poked = true,
+            Err(ref error) if is_passing(error) => self.poked = source.may_be_urgent(),
             Err(ref error) if splice::is_refused(error) => self.mode = Mode::CopyOnly,
             Err(error) => return Err(Broken::Source(error)),
         }

@@ -44,6 +44,9 @@ pub(super) trait Socket: AsFd {
     /// True when a write may find room, in the same way.
     fn writable(&self) -> io::Result<bool>;
 
+    /// True unless it is known that no urgent byte has come.
+    fn may_be_urgent(&self) -> bool;
+
     /// Does one read, and takes note when it would block: there is nothing more to read until the next edge. `anyway`:
     /// even if nothing is there as far as the driver knows.
     fn try_read<T>(&self, anyway: bool, read: impl FnOnce() -> io::Result<T>) -> io::Result<T>;
@@ -154,6 +157,11 @@ impl Relay {
         let socket = if dead == Side::Client { pair.client } else { pair.upstream };
         let cause = net::take_error(socket).map_or(Cause::Reset, |error| Cause::of(&error));
         self.die(dead, End { side: dead, stage: Stage::Relay, cause }, pair, now)
+    }
+
+    /// True while a direction moves much at a time: more of it is likely to be here in a moment.
+    pub(super) const fn is_bulk(&self) -> bool {
+        self.to_upstream.is_bulk() || self.to_client.is_bulk()
     }
 
     /// Bytes delivered so far.

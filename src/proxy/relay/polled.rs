@@ -131,6 +131,10 @@ impl Socket for Polled<'_> {
         ready(self.socket.poll_write_ready(&mut Context::from_waker(self.waker)))
     }
 
+    fn may_be_urgent(&self) -> bool {
+        true
+    }
+
     fn try_read<T>(&self, anyway: bool, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if anyway { read() } else { self.socket.try_io(Interest::READABLE, |_| read()) }
     }

@@ -14,7 +14,7 @@ use rustix::{
 
 /// What a pipe is asked to hold. Measured against 64 KiB: no difference up to 64 KiB ready, a fifth to a third less CPU at
 /// 128 to 256 KiB.
-pub(super) const WANTED: usize = 256 * 1024;
+const WANTED: usize = 256 * 1024;
 
 /// With less than this, copying is as good. An unprivileged user gets one page a pipe beyond `pipe-user-pages-soft`.
 const LEAST: usize = 64 * 1024;
