@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::wheel::Wheel;
 
 /// A tick of the wheel.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(TICK_MILLIS);
+const TICK_MILLIS: u64 = 10;
 
 /// Alarms of sessions, and one of the engine's own.
 pub(super) struct Timer {
@@ -70,7 +71,7 @@ impl Timer {
         if self.armed.is_some_and(|armed| armed <= next) {
             return;
         }
-        let at = self.started + TICK * u32::try_from(next).unwrap_or(u32::MAX);
+        let at = self.started + Duration::from_millis(next.saturating_mul(TICK_MILLIS));
         // Not zero, which would mean never.
         let wait = at.saturating_duration_since(now).max(Duration::from_micros(1));
         let it_value = Timespec {
@@ -92,5 +93,26 @@ impl Timer {
     fn tick_after(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.started).as_nanos();
         u64::try_from(since.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_has_run_for_years_still_waits_for_its_alarms() {
+        let (now, ticks) = (Instant::now(), (1_u64 << 32) + 64);
+        let mut timer = Timer::new(now - Duration::from_millis(ticks * 10)).unwrap();
+        let mut rung = Vec::new();
+        timer.rang(now, &mut rung);
+        timer.set(7, now + TICK * 20);
+        timer.arm(now);
+        let left = rustix::time::timerfd_gettime(timer.kernel()).unwrap().it_value;
+        assert!(left.tv_nsec > 50_000_000, "{left:?}");
+        timer.rang(now + TICK * 19, &mut rung);
+        assert!(rung.is_empty());
+        timer.rang(now + TICK * 20, &mut rung);
+        assert_eq!(rung, [7]);
     }
 }
