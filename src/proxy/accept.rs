@@ -22,7 +22,7 @@ use rustix::{
 /// How long to wait for descriptors or memory before the next try.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the queue of a listener that closes may take where descriptors are short.
+/// How long the queue of a listener that closes may take: where descriptors are short, or clients come without end.
 pub(super) const FLUSH: Duration = Duration::from_secs(5);
 
 /// Connections taken from the queue before other work gets its turn.

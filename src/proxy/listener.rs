@@ -78,7 +78,7 @@ fn begin(client: Peer, address: SocketAddr, cell: &Arc<ListenerCell>, shared: &A
     drop(tokio::spawn(session::serve(client, address, Arc::clone(cell), Arc::clone(shared))));
 }
 
-/// Takes everything that waits in the queue.
+/// Takes everything that waits in the queue, for as long as [`FLUSH`] allows.
 async fn flush(socket: &TcpListener, cell: &Arc<ListenerCell>, shared: &Arc<Shared>) {
     let give_up = Instant::now() + FLUSH;
     let mut taken: u32 = 0;
@@ -92,6 +92,10 @@ async fn flush(socket: &TcpListener, cell: &Arc<ListenerCell>, shared: &Arc<Shar
         }
         taken += 1;
         if taken.is_multiple_of(BATCH) {
+            // Clients who come faster than they are taken must not hold up the end.
+            if Instant::now() >= give_up {
+                return;
+            }
             yield_now().await;
         }
     }

@@ -127,11 +127,12 @@ impl Listeners {
                         listening.state = State::Closing(Some(now + PAUSE), give_up);
                         next.at(now + PAUSE);
                     }
-                    Queue::More => {
+                    // Clients who come faster than they are taken must not hold up the end.
+                    Queue::More if now < give_up => {
                         listening.state = State::Closing(None, give_up);
                         next.busy = true;
                     }
-                    Queue::Empty | Queue::Short => {
+                    Queue::Empty | Queue::Short | Queue::More => {
                         next.closed += 1;
                         *slot = None;
                     }
@@ -192,4 +193,44 @@ impl Listening {
 
 fn word(place: usize) -> u64 {
     LISTENERS + place as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpStream, time::Duration};
+
+    use super::*;
+    use crate::{
+        ids::ListenerName,
+        state::{Reports, Sockets},
+        telemetry::SessionLog,
+    };
+
+    #[test]
+    fn a_queue_that_is_filled_as_fast_as_it_is_emptied_holds_up_no_close() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket2::SockRef::from(&socket).listen(1024).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let cell = Arc::new(ListenerCell::new(ListenerName::from("l"), address));
+        let shared = Shared::new(Reports::new().0, Sockets::new(1).0, SessionLog::off());
+        let (poll, now) = (Poll::new().unwrap(), Instant::now());
+        let mut listeners = Listeners::default();
+        listeners.open(cell, socket, &poll).unwrap();
+        listeners.close(None, &poll, now);
+        let mut accepted = Vec::new();
+        let mut clients = Vec::new();
+        for turn in 0..20 {
+            // More than a turn takes.
+            clients.extend((0..80).map(|_| TcpStream::connect(address).unwrap()));
+            let next = listeners.accept(&poll, &shared, now + Duration::from_secs(turn), &mut accepted);
+            if next.closed == 1 {
+                assert!((5..10).contains(&turn), "after {turn} s");
+                return;
+            }
+            assert!(next.busy);
+            accepted.clear();
+        }
+        panic!("still open");
+    }
 }
