@@ -112,6 +112,8 @@ struct Abort {
     look: Option<(Instant, Duration)>,
     /// Bytes that had not arrived when it was last looked.
     left: Option<usize>,
+    /// Bytes that had arrived when the deadline was set.
+    arrived: u64,
 }
 
 impl Relay {
@@ -215,7 +217,8 @@ impl Relay {
     fn die<S: Socket>(&mut self, dead: Side, end: End, pair: &Pair<'_, S>, now: Instant) -> Turn {
         // A slow client may take as long for its last bytes as a living one may stay silent.
         let patience = if dead == Side::Client { CLIENT_GONE } else { self.limits.user_timeout };
-        let abort = Abort { dead, end, deadline: now + patience, look: None, left: None };
+        let arrived = if dead == Side::Client { 0 } else { arrived(&self.to_client, pair.client) };
+        let abort = Abort { dead, end, deadline: now + patience, look: None, left: None, arrived };
         self.state = State::Aborting(Box::new(abort));
         self.abort(pair, now)
     }
@@ -279,7 +282,14 @@ impl Relay {
         if self.dies.is_some_and(|at| now >= at) {
             return end(Side::Proxy, Cause::Lifetime);
         }
-        if let State::Aborting(abort) = &self.state {
+        if let State::Aborting(abort) = &mut self.state {
+            if now >= abort.deadline && abort.dead == Side::Upstream {
+                let before = std::mem::replace(&mut abort.arrived, arrived(&self.to_client, pair.client));
+                if abort.arrived > before {
+                    // A slow client is served for as long as it reads.
+                    abort.deadline = now + self.limits.user_timeout;
+                }
+            }
             return (now >= abort.deadline).then_some(abort.end);
         }
         if self.watch.is_due(now) {
@@ -321,6 +331,11 @@ impl Relay {
         }
         self.acknowledged = acknowledged;
     }
+}
+
+/// Bytes of this direction that its sink has acknowledged.
+fn arrived(flow: &Flow, sink: impl AsFd) -> u64 {
+    flow.moved.saturating_sub(net::waiting(sink) as u64)
 }
 
 #[cfg(test)]

@@ -487,6 +487,35 @@ async fn a_slow_reader_gets_the_whole_answer_of_an_endpoint_that_was_reset() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_gets_more_than_the_kernel_holds_of_an_endpoint_that_was_reset() {
+    let mut limits = LIMITS;
+    limits.user_timeout = Duration::from_secs(1);
+    let mut bed = bed(limits);
+    let relay = blocking(move || {
+        bed.client.write_all(b"question").unwrap();
+        bed.upstream.set_nonblocking(true).unwrap();
+        // As much as the session takes while nobody reads: some of it waits in front of the proxy.
+        let (chunk, mut sent, mut moved_at) = (bytes(65_536, 16), 0, Instant::now());
+        while moved_at.elapsed() < Duration::from_millis(300) {
+            match bed.upstream.write(&chunk) {
+                Ok(written) => (sent, moved_at) = (sent + written, Instant::now()),
+                Err(_) => thread::park_timeout(Duration::from_millis(5)),
+            }
+        }
+        let arrived = sent - crate::sys::unsent(&bed.upstream).unwrap();
+        // With the question unread the kernel resets.
+        drop(bed.upstream);
+        // Slow, and never silent for as long as the user timeout.
+        let (got, end) = read_slowly(&mut bed.client, arrived / 4);
+        assert!(got >= arrived, "{got} of {arrived} bytes");
+        assert!(end.is_err(), "an abort must not look like a clean end");
+        bed.relay
+    })
+    .await;
+    assert_eq!(relay.await.unwrap().0.cause, Cause::Reset);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_both_sides_are_reset_the_session_is_over_at_once() {
     let bed = bed(LIMITS);
     let relay = blocking(move || {
