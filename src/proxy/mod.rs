@@ -12,5 +12,8 @@ mod seldom;
 mod session;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 pub use route::{Facts, choose, hash};
 pub use worker::{Carrier, Worker};

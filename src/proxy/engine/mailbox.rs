@@ -3,7 +3,10 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -43,6 +46,8 @@ pub(in crate::proxy) struct Pair {
 /// by what bounds those; nothing put into it is lost, not even when the engine ends: sessions end with it.
 pub(in crate::proxy) struct Mailbox {
     commands: Mutex<Vec<Command>>,
+    /// Sessions among them that another worker has passed on.
+    coming: AtomicU64,
     bell: OwnedFd,
 }
 
@@ -51,11 +56,14 @@ impl Mailbox {
     /// Descriptors ran out.
     pub(in crate::proxy) fn new() -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { commands: Mutex::default(), bell })
+        Ok(Self { commands: Mutex::default(), coming: AtomicU64::new(0), bell })
     }
 
     /// Puts a command in, and wakes the engine.
     pub(in crate::proxy) fn post(&self, command: Command) {
+        if let Command::Begin(..) = command {
+            self.coming.fetch_add(1, Relaxed);
+        }
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         commands.push(command);
         if commands.len() == 1 {
@@ -73,6 +81,16 @@ impl Mailbox {
         limits: Arc<SessionLimits>,
     ) {
         self.post(Command::Adopt(Box::new(Pair { client, upstream, books, limits })));
+    }
+
+    /// Sessions that were passed on to this engine and that it has not begun yet: they count as its own.
+    pub(super) fn coming(&self) -> u64 {
+        self.coming.load(Relaxed)
+    }
+
+    /// One of them is about to begin.
+    pub(super) fn arrived(&self) {
+        self.coming.fetch_sub(1, Relaxed);
     }
 
     /// Takes everything that was put in.

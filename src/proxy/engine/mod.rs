@@ -262,7 +262,7 @@ impl Engine {
         if workers < 2 {
             return None;
         }
-        let mine = self.sessions.len() as u64;
+        let mine = self.sessions.len() as u64 + self.coming(self.number);
         let enough = mine.checked_sub(SLACK + mine / 8)?;
         let mut least: Option<(u64, usize)> = None;
         for _ in 0..LOOKED_AT.min(workers - 1) {
@@ -271,11 +271,17 @@ impl Engine {
                 self.looked_at = (self.looked_at + 1) % workers;
             }
             let cell = self.shared.workers.get(self.looked_at)?;
-            let theirs = (cell.sessions.load(Relaxed), self.looked_at);
+            let theirs = cell.sessions.load(Relaxed) + self.coming(self.looked_at);
+            let theirs = (theirs, self.looked_at);
             least = Some(least.map_or(theirs, |least| least.min(theirs)));
         }
         let (_, other) = least.filter(|(sessions, _)| *sessions <= enough)?;
         self.crew.get(other).map(Arc::clone)
+    }
+
+    /// Sessions on their way to this worker. A burst would all go to the worker that had least before it.
+    fn coming(&self, worker: usize) -> u64 {
+        self.crew.get(worker).map_or(0, |mailbox| mailbox.coming())
     }
 
     /// Carries a session from its beginning.
@@ -329,7 +335,12 @@ impl Engine {
         for command in commands {
             match command {
                 Command::Socket(command) => self.obey(command),
-                Command::Begin(client, books) => self.begin(client, books),
+                Command::Begin(client, books) => {
+                    if let Some(mailbox) = self.crew.get(self.number) {
+                        mailbox.arrived();
+                    }
+                    self.begin(client, books);
+                }
                 Command::Adopt(pair) => {
                     let Pair { client, upstream, books, limits } = *pair;
                     self.insert(Session::relaying(client, upstream, limits, books, self.now));
