@@ -162,7 +162,8 @@ impl Engine {
         if catch_unwind(AssertUnwindSafe(|| self.run_session(token))).is_err()
             && let Some(session) = self.take(token)
         {
-            session.books.close(End { side: Side::Proxy, stage: Stage::Relay, cause: Cause::Panic });
+            let stage = if session.books.connected.is_some() { Stage::Relay } else { Stage::Connect };
+            session.books.close(End { side: Side::Proxy, stage, cause: Cause::Panic });
         }
     }
 
@@ -333,21 +334,26 @@ impl Engine {
             return;
         };
         for command in commands {
-            match command {
-                Command::Socket(command) => self.obey(command),
-                Command::Begin(client, books) => {
-                    if let Some(mailbox) = self.crew.get(self.number) {
-                        mailbox.arrived();
-                    }
-                    self.begin(client, books);
+            // As for a session's turn: what a panic leaves behind ends on unwinding, and the other commands are obeyed.
+            drop(catch_unwind(AssertUnwindSafe(|| self.carry_out(command))));
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Socket(command) => self.obey(command),
+            Command::Begin(client, books) => {
+                if let Some(mailbox) = self.crew.get(self.number) {
+                    mailbox.arrived();
                 }
-                Command::Adopt(pair) => {
-                    let Pair { client, upstream, books, limits } = *pair;
-                    self.insert(Session::relaying(client, upstream, limits, books, self.now));
-                }
-                Command::Drain => self.listeners.close(None, &self.poll, self.now),
-                Command::Stop => self.stopped = true,
+                self.begin(client, books);
             }
+            Command::Adopt(pair) => {
+                let Pair { client, upstream, books, limits } = *pair;
+                self.insert(Session::relaying(client, upstream, limits, books, self.now));
+            }
+            Command::Drain => self.listeners.close(None, &self.poll, self.now),
+            Command::Stop => self.stopped = true,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The whole data plane in this process, without a control plane: workers, one listener, and endpoints that play stories.
 
+mod engine;
 mod shares;
 
 use std::{
