@@ -13,15 +13,22 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::harness::{Backend, Dice, Pattern, Place, Proxy, connect, count_from};
+use crate::harness::{
+    Backend, Carrier, Dice, Pattern, Place, Proxy, connect, count_from, eventually, on_both_carriers,
+};
 
 const GIB: u64 = 1 << 30;
 const LONG: Duration = Duration::from_secs(300);
 const TO_UPSTREAM: Pattern = Pattern(11);
 const TO_CLIENT: Pattern = Pattern(12);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gibibyte_each_way_at_once_arrives_whole_when_one_way_ends_long_before_the_other() {
+on_both_carriers!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_gibibyte_each_way_at_once_arrives_whole_when_one_way_ends_long_before_the_other,
+    ten_thousand_random_conversations_are_exact_to_the_byte,
+);
+
+async fn a_gibibyte_each_way_at_once_arrives_whole_when_one_way_ends_long_before_the_other(carrier: Carrier) {
     let place = Place::new();
     let runs = count_from("TWINSPAN_RUNS", 3);
     for run in 0..runs {
@@ -41,7 +48,7 @@ async fn a_gibibyte_each_way_at_once_arrives_whole_when_one_way_ends_long_before
             }
         })
         .await;
-        let (_proxy, address) = Proxy::before(&place, backend.address, "").await;
+        let (_proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
         let (from, to) = connect(address).await.into_split();
         let sending = tokio::spawn(send(to, TO_UPSTREAM, size));
         let client = async {
@@ -147,8 +154,7 @@ impl Script {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_random_conversations_are_exact_to_the_byte() {
+async fn ten_thousand_random_conversations_are_exact_to_the_byte(carrier: Carrier) {
     const AT_ONCE: usize = 200;
     let total = count_from("TWINSPAN_SESSIONS", 10_000);
     let seed = count_from("TWINSPAN_SEED", 20_261_122);
@@ -160,7 +166,7 @@ async fn ten_thousand_random_conversations_are_exact_to_the_byte() {
         Script::new(u64::from_le_bytes(seed)).play(Speaker::Upstream, stream).await;
     })
     .await;
-    let (proxy, address) = Proxy::before(&place, backend.address, "").await;
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
     let before = proxy.sockets();
     let mut dice = Dice::new(seed);
     let mut sessions = JoinSet::new();
@@ -178,7 +184,7 @@ async fn ten_thousand_random_conversations_are_exact_to_the_byte() {
     while !sessions.is_empty() {
         converse(&mut sessions, &mut backend).await;
     }
-    crate::harness::eventually("no socket is left", async || (proxy.sockets() <= before).then_some(())).await;
+    eventually("no socket is left", async || (proxy.sockets() <= before).then_some(())).await;
     assert_eq!(proxy.metric("twinspan_connections_accepted_total", &[]).await, total);
 }
 

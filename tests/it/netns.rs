@@ -2,95 +2,26 @@
 //! which touch nobody else. They need root and say so where it is missing.
 
 use std::{
-    fs::File,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::fd::AsFd,
-    process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::Duration,
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    runtime::Builder,
     task::JoinSet,
     time::Instant,
 };
 
 use crate::harness::{
-    Backend, Dice, Ending, Load, Pattern, Proxy, Setup, ask, connect, eventually_within, listener, missing,
-    pool, read_out, skip, skip_on_this_machine, soon,
+    Backend, Carrier, Dice, Ending, Load, Net, Pattern, Proxy, Setup, ask, command, connect,
+    eventually_within, listener, pool, read_out, rule, soon,
 };
 
 const AWS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
 const GCP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 12));
 const EDGE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
 const BIND: SocketAddr = SocketAddr::new(EDGE, 5000);
-
-/// A network namespace with a loopback device.
-struct Net {
-    name: String,
-}
-
-impl Net {
-    /// Makes one, unless this machine forbids it.
-    fn new(test: &str) -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        if let Some(reason) = missing(&["ip", "iptables"]) {
-            skip(test, &reason);
-            return None;
-        }
-        if !rustix::process::geteuid().is_root() {
-            skip_on_this_machine(test, "needs root");
-            return None;
-        }
-        let name = format!("twinspan-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
-        if let Err(error) = command(&["ip", "netns", "add", &name]) {
-            skip_on_this_machine(test, &format!("no network namespaces: {error}"));
-            return None;
-        }
-        Some(Self { name })
-    }
-
-    /// Runs a test in here: on a thread of its own, as threads and processes that it starts are then here too.
-    fn run(&self, test: impl AsyncFnOnce() + Send) {
-        let inside = || {
-            let namespace = File::open(format!("/run/netns/{}", self.name)).unwrap();
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            command(&["ip", "link", "set", "lo", "up"]).unwrap();
-            let mut runtime = Builder::new_multi_thread();
-            runtime.worker_threads(2).enable_all().build().unwrap().block_on(test());
-        };
-        let ended = std::thread::scope(|scope| scope.spawn(inside).join());
-        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        drop(command(&["ip", "netns", "del", &self.name]));
-    }
-}
-
-fn command(words: &[&str]) -> Result<(), String> {
-    let (program, arguments) = words.split_first().unwrap();
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output =
-        Command::new(program).args(arguments).env("PATH", path).stdin(Stdio::null()).output().unwrap();
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(format!("{words:?}: {}", String::from_utf8_lossy(&output.stderr).trim()))
-    }
-}
-
-/// Adds (`-A`) or removes (`-D`) a rule that drops.
-fn rule(action: &str, what: &[&str]) {
-    let rule = [&["iptables", "-w", action, "INPUT"], what, &["-j", "DROP"]].concat();
-    command(&rule).unwrap();
-}
 
 /// A cloud whose packets get lost, both ways.
 fn blackhole(action: &str, cloud: IpAddr) {
@@ -104,6 +35,7 @@ fn setup(tables: String) -> Setup {
         admin: SocketAddr::new(EDGE, 5001),
         telemetry: SocketAddr::new(EDGE, 5002),
         drain_timeout: "1s",
+        carrier: Carrier::default(),
         tables,
     }
 }
@@ -209,59 +141,70 @@ fn a_peer_that_dies_silently_is_found_by_unacknowledged_bytes_and_by_keepalive()
 
 #[test]
 fn three_percent_loss_changes_no_byte_and_marks_nothing_down() {
-    let Some(net) = Net::new("three_percent_loss") else { return };
-    net.run(async || {
-        let play = |stream: TcpStream| async move {
-            let mut stream = stream;
-            let mut seed = [0; 8];
-            // A probe says nothing.
-            if stream.read_exact(&mut seed).await.is_err() {
-                return;
-            }
-            let (seed, size) = size(u64::from_le_bytes(seed));
-            let (mut from, mut to) = stream.split();
-            let speak = async {
-                Pattern(!seed).send(&mut to, 0, size).await.unwrap();
-                to.shutdown().await.unwrap();
-            };
-            tokio::join!(Pattern(seed).receive_all(&mut from, size), speak);
-        };
-        let aws = Backend::serve_at(SocketAddr::new(AWS, 7000), play).await;
-        let gcp = Backend::serve_at(SocketAddr::new(GCP, 7000), play).await;
-        let settings = "policy = \"weighted\"\nweights = { aws = 50, gcp = 50 }\nconnect_timeout = \"3s\"\n[pool.health.tcp]";
-        let tables = pool("web", settings, &[("aws", aws.address), ("gcp", gcp.address)]) + &listener(BIND, "web", "");
-        let proxy = Proxy::start(setup(tables)).await;
-        proxy.judges(&[aws.address, gcp.address], "up").await;
-        for place in [AWS, GCP] {
-            rule("-A", &["-d", &place.to_string(), "-m", "statistic", "--mode", "random", "--probability", "0.03"]);
-        }
-        rule("-A", &["-p", "tcp", "--dport", "5000", "-m", "statistic", "--mode", "random", "--probability", "0.03"]);
+    for carrier in Carrier::ALL {
+        let Some(net) = Net::new("three_percent_loss") else { return };
+        net.run(async || three_percent_loss(carrier).await);
+    }
+}
 
-        let mut dice = Dice::new(3);
-        for _ in 0..5 {
-            let mut sessions = JoinSet::new();
-            for _ in 0..60 {
-                let (seed, size) = size(dice.next());
-                sessions.spawn(async move {
-                    let mut stream = connect(BIND).await;
-                    stream.write_all(&seed.to_le_bytes()).await.unwrap();
-                    let (mut from, mut to) = stream.split();
-                    let speak = async {
-                        Pattern(seed).send(&mut to, 0, size).await.unwrap();
-                        to.shutdown().await.unwrap();
-                    };
-                    tokio::join!(Pattern(!seed).receive_all(&mut from, size), speak);
-                });
-            }
-            let ended = tokio::time::timeout(Duration::from_secs(120), sessions.join_all()).await;
-            assert!(ended.is_ok(), "a session under loss has not ended");
-            for endpoint in [&aws, &gcp] {
-                assert_eq!(proxy.verdict(endpoint.address).await, "up");
-            }
+async fn three_percent_loss(carrier: Carrier) {
+    let play = |stream: TcpStream| async move {
+        let mut stream = stream;
+        let mut seed = [0; 8];
+        // A probe says nothing.
+        if stream.read_exact(&mut seed).await.is_err() {
+            return;
         }
-        assert_eq!(proxy.metric("twinspan_failovers_total", &[]).await, 0);
-        assert!(aws.accepted() > 50 && gcp.accepted() > 50, "{} and {}", aws.accepted(), gcp.accepted());
-    });
+        let (seed, size) = size(u64::from_le_bytes(seed));
+        let (mut from, mut to) = stream.split();
+        let speak = async {
+            Pattern(!seed).send(&mut to, 0, size).await.unwrap();
+            to.shutdown().await.unwrap();
+        };
+        tokio::join!(Pattern(seed).receive_all(&mut from, size), speak);
+    };
+    let aws = Backend::serve_at(SocketAddr::new(AWS, 7000), play).await;
+    let gcp = Backend::serve_at(SocketAddr::new(GCP, 7000), play).await;
+    let settings = "policy = \"weighted\"\nweights = { aws = 50, gcp = 50 }\nconnect_timeout = \"3s\"\n[pool.health.tcp]";
+    let tables =
+        pool("web", settings, &[("aws", aws.address), ("gcp", gcp.address)]) + &listener(BIND, "web", "");
+    let proxy = Proxy::start(setup(tables).carrier(carrier)).await;
+    proxy.judges(&[aws.address, gcp.address], "up").await;
+    for place in [AWS, GCP] {
+        rule(
+            "-A",
+            &["-d", &place.to_string(), "-m", "statistic", "--mode", "random", "--probability", "0.03"],
+        );
+    }
+    rule(
+        "-A",
+        &["-p", "tcp", "--dport", "5000", "-m", "statistic", "--mode", "random", "--probability", "0.03"],
+    );
+
+    let mut dice = Dice::new(3);
+    for _ in 0..5 {
+        let mut sessions = JoinSet::new();
+        for _ in 0..60 {
+            let (seed, size) = size(dice.next());
+            sessions.spawn(async move {
+                let mut stream = connect(BIND).await;
+                stream.write_all(&seed.to_le_bytes()).await.unwrap();
+                let (mut from, mut to) = stream.split();
+                let speak = async {
+                    Pattern(seed).send(&mut to, 0, size).await.unwrap();
+                    to.shutdown().await.unwrap();
+                };
+                tokio::join!(Pattern(!seed).receive_all(&mut from, size), speak);
+            });
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(120), sessions.join_all()).await;
+        assert!(ended.is_ok(), "a session under loss has not ended");
+        for endpoint in [&aws, &gcp] {
+            assert_eq!(proxy.verdict(endpoint.address).await, "up");
+        }
+    }
+    assert_eq!(proxy.metric("twinspan_failovers_total", &[]).await, 0);
+    assert!(aws.accepted() > 50 && gcp.accepted() > 50, "{} and {}", aws.accepted(), gcp.accepted());
 }
 
 /// A session's seed, and what it sends each way.

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::harness::{
-    Pattern, Place, Process, Proxy, Setup, ask_http, eventually, listener, missing, pool, run, skip,
+    Carrier, Pattern, Place, Process, Proxy, Setup, ask_http, eventually, listener, missing, pool, run, skip,
 };
 
 const GIB: u64 = 1 << 30;
@@ -85,8 +85,9 @@ async fn a_gibibyte_from_nginx_has_the_right_sha256() {
         }
         hex(&hash.finalize())
     };
-    let (_proxy, address) = Proxy::before(&place, server, "").await;
-    for url in [format!("http://{server}/big"), format!("http://{address}/big")] {
+    let (_engine, by_engine) = Proxy::before_on(Carrier::Engine, &place, server, "").await;
+    let (_tokio, by_tokio) = Proxy::before_on(Carrier::Tokio, &place, server, "").await;
+    for url in [server, by_engine, by_tokio].map(|address| format!("http://{address}/big")) {
         let mut curl = Command::new("curl")
             .args(["--silent", "--show-error", "--fail", &url])
             .stdin(Stdio::null())
@@ -200,16 +201,22 @@ async fn a_million_keys_reach_redis_and_its_benchmark_runs_without_an_error() {
     let [direct, behind] = [place.free(), place.free()];
     let _direct = redis(folder.path(), direct).await;
     let _behind = redis(folder.path(), behind).await;
-    let (_proxy, address) = Proxy::before(&place, behind, "").await;
+    let (_tokio, by_tokio) = Proxy::before_on(Carrier::Tokio, &place, behind, "").await;
+    let (_engine, address) = Proxy::before_on(Carrier::Engine, &place, behind, "").await;
 
-    for target in [direct, address] {
+    let fill = async |target| {
         let said = redis_fill(target).await;
         assert!(said.contains("errors: 0, replies: 1000000"), "{said}");
-    }
-    assert_eq!(redis_says(address, &["DBSIZE"]).await, "1000000");
+    };
+    fill(direct).await;
     let digest = redis_says(direct, &["DEBUG", "DIGEST"]).await;
     assert_eq!(digest.len(), 40, "{digest}");
-    assert_eq!(redis_says(behind, &["DEBUG", "DIGEST"]).await, digest);
+    for target in [by_tokio, address] {
+        redis_says(behind, &["FLUSHALL"]).await;
+        fill(target).await;
+        assert_eq!(redis_says(target, &["DBSIZE"]).await, "1000000");
+        assert_eq!(redis_says(behind, &["DEBUG", "DIGEST"]).await, digest);
+    }
 
     let (ip, port) = (address.ip().to_string(), address.port().to_string());
     let arguments = ["-h", &ip, "-p", &port, "-c", "100", "-d", "1000", "-q"];

@@ -10,14 +10,27 @@ use tokio::{
 };
 
 use crate::harness::{
-    Backend, Ending, Full, PATIENCE, Pattern, Place, Proxy, Setup, connect, eventually, is_reset, listener,
-    pool, read_out, reset, silent_for, soon,
+    Backend, Carrier, Ending, Full, PATIENCE, Pattern, Place, Proxy, Setup, connect, eventually, is_reset,
+    listener, on_both_carriers, pool, read_out, reset, silent_for, soon,
 };
 
 const MIB: u64 = 1024 * 1024;
 
-#[tokio::test]
-async fn a_client_that_has_ended_its_request_still_gets_a_late_answer() {
+on_both_carriers!(
+    #[tokio::test]
+    a_client_that_has_ended_its_request_still_gets_a_late_answer,
+    an_upload_goes_on_after_the_endpoint_has_ended_its_answer,
+    a_reset_by_the_endpoint_reaches_the_client_as_a_reset,
+    a_reset_by_the_client_reaches_the_endpoint_as_a_reset,
+    an_answer_arrives_although_the_endpoint_closed_with_request_bytes_unread,
+    bytes_sent_while_an_endpoint_is_dialled_reach_the_next_one,
+    a_client_that_leaves_while_an_endpoint_is_dialled_takes_the_attempt_with_it,
+    single_bytes_back_and_forth_wait_for_nobody,
+    a_client_of_an_endpoint_that_refuses_is_reset_at_once_and_the_log_says_why,
+    no_descriptor_is_left_after_1200_rude_ends,
+);
+
+async fn a_client_that_has_ended_its_request_still_gets_a_late_answer(carrier: Carrier) {
     let place = Place::new();
     let (ended, mut seen) = mpsc::channel(1);
     let (answer_now, gate) = tokio::sync::watch::channel(false);
@@ -32,7 +45,7 @@ async fn a_client_that_has_ended_its_request_still_gets_a_late_answer() {
         }
     })
     .await;
-    let (_proxy, address) = Proxy::before(&place, backend.address, "").await;
+    let (_proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
 
     let mut client = connect(address).await;
     client.write_all(b"request").await.unwrap();
@@ -47,8 +60,7 @@ async fn a_client_that_has_ended_its_request_still_gets_a_late_answer() {
     assert_eq!(backend.next().await, (b"request".to_vec(), Ending::Clean));
 }
 
-#[tokio::test]
-async fn an_upload_goes_on_after_the_endpoint_has_ended_its_answer() {
+async fn an_upload_goes_on_after_the_endpoint_has_ended_its_answer(carrier: Carrier) {
     let place = Place::new();
     let mut backend = Backend::serve(&place, |mut stream| async move {
         stream.write_all(b"answer").await.unwrap();
@@ -56,7 +68,7 @@ async fn an_upload_goes_on_after_the_endpoint_has_ended_its_answer() {
         Pattern(1).receive_all(&mut stream, MIB).await;
     })
     .await;
-    let (_proxy, address) = Proxy::before(&place, backend.address, "").await;
+    let (_proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
 
     let mut client = connect(address).await;
     assert_eq!(read_out(&mut client).await, (b"answer".to_vec(), Ending::Clean));
@@ -65,8 +77,7 @@ async fn an_upload_goes_on_after_the_endpoint_has_ended_its_answer() {
     backend.next().await;
 }
 
-#[tokio::test]
-async fn a_reset_by_the_endpoint_reaches_the_client_as_a_reset() {
+async fn a_reset_by_the_endpoint_reaches_the_client_as_a_reset(carrier: Carrier) {
     let place = Place::new();
     let mut backend = Backend::serve(&place, |mut stream| async move {
         stream.write_all(b"half of an ans").await.unwrap();
@@ -75,7 +86,7 @@ async fn a_reset_by_the_endpoint_reaches_the_client_as_a_reset() {
         reset(stream);
     })
     .await;
-    let (proxy, address) = Proxy::before(&place, backend.address, "").await;
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
     for _ in 0..20 {
         let before = proxy.lines();
         let mut client = connect(address).await;
@@ -88,15 +99,14 @@ async fn a_reset_by_the_endpoint_reaches_the_client_as_a_reset() {
     }
 }
 
-#[tokio::test]
-async fn a_reset_by_the_client_reaches_the_endpoint_as_a_reset() {
+async fn a_reset_by_the_client_reaches_the_endpoint_as_a_reset(carrier: Carrier) {
     let place = Place::new();
     let mut backend = Backend::serve(&place, |mut stream| async move {
         stream.write_all(b"answer").await.unwrap();
         read_out(&mut stream).await
     })
     .await;
-    let (proxy, address) = Proxy::before(&place, backend.address, "").await;
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
     for _ in 0..20 {
         let before = proxy.lines();
         let mut client = connect(address).await;
@@ -108,8 +118,7 @@ async fn a_reset_by_the_client_reaches_the_endpoint_as_a_reset() {
     }
 }
 
-#[tokio::test]
-async fn an_answer_arrives_although_the_endpoint_closed_with_request_bytes_unread() {
+async fn an_answer_arrives_although_the_endpoint_closed_with_request_bytes_unread(carrier: Carrier) {
     const ANSWER: u64 = 16 * 1024;
     let place = Place::new();
     let mut backend = Backend::serve(&place, |mut stream| async move {
@@ -119,7 +128,7 @@ async fn an_answer_arrives_although_the_endpoint_closed_with_request_bytes_unrea
         stream.readable().await.unwrap();
     })
     .await;
-    let (_proxy, address) = Proxy::before(&place, backend.address, "").await;
+    let (_proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
     for _ in 0..50 {
         let client = connect(address).await;
         let (mut from_proxy, mut to_proxy) = client.into_split();
@@ -135,8 +144,7 @@ async fn an_answer_arrives_although_the_endpoint_closed_with_request_bytes_unrea
     }
 }
 
-#[tokio::test]
-async fn bytes_sent_while_an_endpoint_is_dialled_reach_the_next_one() {
+async fn bytes_sent_while_an_endpoint_is_dialled_reach_the_next_one(carrier: Carrier) {
     let place = Place::new();
     let silent = Full::hold(&place).await;
     let mut backend = Backend::serve(&place, |mut stream| async move {
@@ -150,7 +158,7 @@ async fn bytes_sent_while_an_endpoint_is_dialled_reach_the_next_one() {
         "policy = \"failover\"\norder = [\"aws\", \"gcp\"]\nconnect_timeout = \"300ms\"",
         &[("aws", silent.address), ("gcp", backend.address)],
     ) + &listener(bind, "two", "");
-    let proxy = Proxy::start(Setup::new(&place, tables)).await;
+    let proxy = Proxy::start(Setup::new(&place, tables).carrier(carrier)).await;
 
     for _ in 0..5 {
         let before = proxy.lines();
@@ -164,14 +172,13 @@ async fn bytes_sent_while_an_endpoint_is_dialled_reach_the_next_one() {
     }
 }
 
-#[tokio::test]
-async fn a_client_that_leaves_while_an_endpoint_is_dialled_takes_the_attempt_with_it() {
+async fn a_client_that_leaves_while_an_endpoint_is_dialled_takes_the_attempt_with_it(carrier: Carrier) {
     let place = Place::new();
     let silent = Full::hold(&place).await;
     let bind = place.free();
     let tables = pool("slow", "connect_timeout = \"20s\"\nattempts = 1", &[("aws", silent.address)])
         + &listener(bind, "slow", "");
-    let proxy = Proxy::start(Setup::new(&place, tables)).await;
+    let proxy = Proxy::start(Setup::new(&place, tables).carrier(carrier)).await;
     let before = proxy.sockets();
 
     let mut clients = Vec::new();
@@ -186,11 +193,10 @@ async fn a_client_that_leaves_while_an_endpoint_is_dialled_takes_the_attempt_wit
     assert!(left.elapsed() < Duration::from_secs(15), "the attempts lived on to their own deadline");
 }
 
-#[tokio::test]
-async fn single_bytes_back_and_forth_wait_for_nobody() {
+async fn single_bytes_back_and_forth_wait_for_nobody(carrier: Carrier) {
     let place = Place::new();
     let backend = Backend::echo(&place).await;
-    let (_proxy, address) = Proxy::before(&place, backend.address, "").await;
+    let (_proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
     let mut client = connect(address).await;
     let start = Instant::now();
     for turn in 0..2_000_u32 {
@@ -204,10 +210,9 @@ async fn single_bytes_back_and_forth_wait_for_nobody() {
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
-#[tokio::test]
-async fn a_client_of_an_endpoint_that_refuses_is_reset_at_once_and_the_log_says_why() {
+async fn a_client_of_an_endpoint_that_refuses_is_reset_at_once_and_the_log_says_why(carrier: Carrier) {
     let place = Place::new();
-    let (proxy, address) = Proxy::before(&place, place.free(), "").await;
+    let (proxy, address) = Proxy::before_on(carrier, &place, place.free(), "").await;
     let before = proxy.lines();
     let start = Instant::now();
     assert!(is_reset(address).await);
@@ -269,8 +274,7 @@ impl Rudeness {
     }
 }
 
-#[tokio::test]
-async fn no_descriptor_is_left_after_1200_rude_ends() {
+async fn no_descriptor_is_left_after_1200_rude_ends(carrier: Carrier) {
     let place = Place::new();
     let backend = Backend::serve(&place, |mut stream| async move {
         let mut bytes = [0; 4096];
@@ -285,7 +289,8 @@ async fn no_descriptor_is_left_after_1200_rude_ends() {
         }
     })
     .await;
-    let (proxy, address) = Proxy::before(&place, backend.address, "half_close_timeout = \"5s\"").await;
+    let (proxy, address) =
+        Proxy::before_on(carrier, &place, backend.address, "half_close_timeout = \"5s\"").await;
     let before = proxy.sockets();
     for round in 0..200 {
         for rudeness in Rudeness::ALL {

@@ -3,6 +3,7 @@
 mod backend;
 mod calls;
 mod load;
+mod net;
 mod pattern;
 mod place;
 mod process;
@@ -12,11 +13,12 @@ mod setup;
 pub(crate) use backend::{Backend, Full};
 pub(crate) use calls::Calls;
 pub(crate) use load::{Load, Outcome, ask};
+pub(crate) use net::{Net, command, rule};
 pub(crate) use pattern::{Dice, Pattern};
 pub(crate) use place::Place;
 pub(crate) use process::{Output, Process, binary, missing, run};
 pub(crate) use proxy::{Proxy, ask_http};
-pub(crate) use setup::{Setup, listener, pool};
+pub(crate) use setup::{Carrier, Setup, listener, on_both_carriers, pool};
 
 use std::{fmt, io, time::Duration};
 

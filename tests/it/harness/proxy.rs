@@ -10,7 +10,7 @@ use tokio::{
     process::Command,
 };
 
-use super::{Place, Process, Setup, binary, eventually, listener, pool, run, soon};
+use super::{Carrier, Place, Process, Setup, binary, eventually, listener, pool, run, soon};
 
 /// A proxy that was started. Everything a [`Process`] can do, it can.
 #[derive(Debug)]
@@ -55,9 +55,19 @@ impl Proxy {
 
     /// One pool with one endpoint and no probes, and one listener with these settings: the proxy and where it accepts.
     pub(crate) async fn before(place: &Place, endpoint: SocketAddr, settings: &str) -> (Self, SocketAddr) {
+        Self::before_on(Carrier::default(), place, endpoint, settings).await
+    }
+
+    /// The same over this carrier.
+    pub(crate) async fn before_on(
+        carrier: Carrier,
+        place: &Place,
+        endpoint: SocketAddr,
+        settings: &str,
+    ) -> (Self, SocketAddr) {
         let bind = place.free();
         let tables = pool("only", "", &[("aws", endpoint)]) + &listener(bind, "only", settings);
-        (Self::start(Setup::new(place, tables)).await, bind)
+        (Self::start(Setup::new(place, tables).carrier(carrier)).await, bind)
     }
 
     /// The config in its file.

@@ -4,6 +4,34 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use super::Place;
 
+/// What carries plain sessions in the proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// The engine, as by default.
+    #[default]
+    Engine,
+    /// Tokio.
+    Tokio,
+}
+
+impl Carrier {
+    /// Every one.
+    pub(crate) const ALL: [Self; 2] = [Self::Engine, Self::Tokio];
+}
+
+/// Makes two tests of each function named: `on_engine::NAME` and `on_tokio::NAME` call it with the carrier.
+macro_rules! on_both_carriers {
+    (#[$test:meta] $($name:ident),+ $(,)?) => {
+        mod on_engine {
+            $(#[$test] async fn $name() { super::$name($crate::harness::Carrier::Engine).await; })+
+        }
+        mod on_tokio {
+            $(#[$test] async fn $name() { super::$name($crate::harness::Carrier::Tokio).await; })+
+        }
+    };
+}
+pub(crate) use on_both_carriers;
+
 /// A config file to be. The operator's addresses stand on the test's own place.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -13,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) telemetry: SocketAddr,
     /// How long a drain may take.
     pub(crate) drain_timeout: &'static str,
+    /// What carries plain sessions.
+    pub(crate) carrier: Carrier,
     /// Pools and listeners, and clouds that have settings.
     pub(crate) tables: String,
 }
@@ -20,7 +50,19 @@ pub(crate) struct Setup {
 impl Setup {
     /// A config with these tables.
     pub(crate) fn new(place: &Place, tables: impl Into<String>) -> Self {
-        Self { admin: place.free(), telemetry: place.free(), drain_timeout: "5s", tables: tables.into() }
+        Self {
+            admin: place.free(),
+            telemetry: place.free(),
+            drain_timeout: "5s",
+            carrier: Carrier::default(),
+            tables: tables.into(),
+        }
+    }
+
+    /// The same over this carrier.
+    pub(crate) fn carrier(mut self, carrier: Carrier) -> Self {
+        self.carrier = carrier;
+        self
     }
 
     /// The same with another drain deadline.
@@ -46,6 +88,7 @@ impl Setup {
         format!(
             r#"version = 1
 workers = 2
+engine = {}
 drain_timeout = "{}"
 
 [log]
@@ -61,7 +104,11 @@ bind = "{}"
 
 {clouds}
 {}"#,
-            self.drain_timeout, self.admin, self.telemetry, self.tables
+            self.carrier == Carrier::Engine,
+            self.drain_timeout,
+            self.admin,
+            self.telemetry,
+            self.tables
         )
     }
 }
