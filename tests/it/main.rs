@@ -7,6 +7,7 @@
 
 mod accept;
 mod bench;
+mod border;
 mod budget;
 mod examples;
 mod failover;
