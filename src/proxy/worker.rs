@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     net,
-    state::{ListenerCell, Phase, Shared, SocketCommand},
+    state::{ListenerCell, Phase, Shared, SocketCommand, use_lane},
     sys,
 };
 
@@ -73,7 +73,10 @@ impl Worker {
         let mut name = format!("worker-{number}");
         if mailbox.is_some() {
             let engine = Engine::new(number, Arc::clone(shared), Arc::clone(crew), Arc::clone(&handovers))?;
-            threads.push(thread::Builder::new().name(name).spawn(move || engine.run())?);
+            threads.push(thread::Builder::new().name(name).spawn(move || {
+                use_lane(number);
+                engine.run();
+            })?);
             name = format!("slow-{number}");
         }
         let half =
@@ -82,6 +85,7 @@ impl Worker {
         let phases = shared.sessions.watch();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         threads.push(thread::Builder::new().name(name).spawn(move || {
+            use_lane(number);
             runtime.block_on(half.run(phases, commands));
             // Whatever is left ends here, on this thread; the sessions' books close as their tasks are dropped.
             drop(runtime);

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::Histogram;
+use super::{Histogram, HistogramReading, lanes::Lanes};
 use crate::{
     ids::ListenerName,
     telemetry::{Cause, End},
@@ -16,14 +16,20 @@ use crate::{
 /// What is measured at an endpoint.
 #[derive(Debug, Default)]
 pub struct EndpointCell {
+    /// Shared by all workers, as choices between endpoints depend on it.
     active: AtomicU64,
-    sessions: AtomicU64,
+    /// In the same way.
+    connect_ewma_nanos: AtomicU64,
+    lanes: Lanes<EndpointLane>,
+}
+
+#[derive(Debug, Default)]
+struct EndpointLane {
     to_upstream: AtomicU64,
     to_client: AtomicU64,
+    sessions: AtomicU64,
+    connect: Histogram,
     connect_failures: [AtomicU64; Cause::ALL.len()],
-    connect_ewma_nanos: AtomicU64,
-    /// Durations of attempts that connected.
-    pub connect: Histogram,
 }
 
 impl EndpointCell {
@@ -39,8 +45,10 @@ impl EndpointCell {
 
     /// An attempt connected after `took`.
     pub fn connected(&self, took: Duration) {
-        self.sessions.fetch_add(1, Relaxed);
-        self.connect.observe(took);
+        self.lanes.with(|lane| {
+            lane.sessions.fetch_add(1, Relaxed);
+            lane.connect.observe(took);
+        });
         let sample = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let old = self.connect_ewma_nanos.load(Relaxed);
         // Peak EWMA (Finagle): a slower answer counts at once, a quicker one by an eighth.
@@ -50,19 +58,23 @@ impl EndpointCell {
 
     /// An attempt failed.
     pub fn connect_failed(&self, cause: Cause) {
-        if let Some(count) = self.connect_failures.get(cause as usize) {
-            count.fetch_add(1, Relaxed);
-        }
+        self.lanes.with(|lane| {
+            if let Some(count) = lane.connect_failures.get(cause as usize) {
+                count.fetch_add(1, Relaxed);
+            }
+        });
     }
 
     /// Bytes were moved.
     pub fn moved(&self, to_upstream: u64, to_client: u64) {
-        if to_upstream > 0 {
-            self.to_upstream.fetch_add(to_upstream, Relaxed);
-        }
-        if to_client > 0 {
-            self.to_client.fetch_add(to_client, Relaxed);
-        }
+        self.lanes.with(|lane| {
+            if to_upstream > 0 {
+                lane.to_upstream.fetch_add(to_upstream, Relaxed);
+            }
+            if to_client > 0 {
+                lane.to_client.fetch_add(to_client, Relaxed);
+            }
+        });
     }
 
     /// Sessions now, attempts included.
@@ -72,23 +84,41 @@ impl EndpointCell {
 
     /// Sessions that connected, since the start.
     pub fn sessions(&self) -> u64 {
-        self.sessions.load(Relaxed)
+        self.lanes.sum(|lane| lane.sessions.load(Relaxed))
     }
 
     /// Bytes to the endpoint and bytes to its clients, since the start.
     pub fn bytes(&self) -> (u64, u64) {
-        (self.to_upstream.load(Relaxed), self.to_client.load(Relaxed))
+        let to_upstream = self.lanes.sum(|lane| lane.to_upstream.load(Relaxed));
+        (to_upstream, self.lanes.sum(|lane| lane.to_client.load(Relaxed)))
+    }
+
+    /// Durations of attempts that connected.
+    #[must_use]
+    pub fn connect(&self) -> HistogramReading {
+        sum_of(self.lanes.iter().map(|lane| &lane.connect))
     }
 
     /// Failed attempts by cause.
     pub fn connect_failures(&self) -> impl Iterator<Item = (Cause, u64)> {
-        Cause::ALL.into_iter().zip(self.connect_failures.iter().map(|count| count.load(Relaxed)))
+        Cause::ALL.into_iter().enumerate().map(|(place, cause)| {
+            let count =
+                |lane: &EndpointLane| lane.connect_failures.get(place).map_or(0, |count| count.load(Relaxed));
+            (cause, self.lanes.sum(count))
+        })
     }
 
     /// The usual connect time; zero before the first.
     pub fn connect_ewma(&self) -> Duration {
         Duration::from_nanos(self.connect_ewma_nanos.load(Relaxed))
     }
+}
+
+fn sum_of<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> HistogramReading {
+    histograms.fold(HistogramReading::default(), |mut sum, one| {
+        sum.add(&one.read());
+        sum
+    })
 }
 
 /// Counts the choices made in a tier or group, so that shares come out exactly.
@@ -123,12 +153,28 @@ pub struct ListenerCell {
     pub name: ListenerName,
     /// Where it accepts.
     pub address: SocketAddr,
+    lanes: Lanes<ListenerLane>,
+}
+
+#[derive(Debug)]
+struct ListenerLane {
     accepted: AtomicU64,
-    active: AtomicU64,
+    finished: AtomicU64,
     rejected: [AtomicU64; Rejection::ALL.len()],
     ends: Box<[AtomicU64]>,
-    /// How long sessions lasted.
-    pub duration: Histogram,
+    duration: Histogram,
+}
+
+impl Default for ListenerLane {
+    fn default() -> Self {
+        Self {
+            accepted: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
+            rejected: Default::default(),
+            ends: (0..End::COUNT).map(|_| AtomicU64::new(0)).collect(),
+            duration: Histogram::default(),
+        }
+    }
 }
 
 /// Why a connection was not turned into a session.
@@ -158,56 +204,111 @@ impl ListenerCell {
     /// A cell without counts.
     #[must_use]
     pub fn new(name: ListenerName, address: SocketAddr) -> Self {
-        Self {
-            name,
-            address,
-            accepted: AtomicU64::new(0),
-            active: AtomicU64::new(0),
-            rejected: Default::default(),
-            ends: (0..End::COUNT).map(|_| AtomicU64::new(0)).collect(),
-            duration: Histogram::default(),
-        }
+        Self { name, address, lanes: Lanes::default() }
     }
 
     /// A client was accepted.
     pub fn begin(&self) {
-        self.accepted.fetch_add(1, Relaxed);
-        self.active.fetch_add(1, Relaxed);
+        self.lanes.with(|lane| {
+            lane.accepted.fetch_add(1, Relaxed);
+        });
     }
 
     /// Its session ended.
     pub fn finish(&self, end: End, lasted: Duration) {
-        self.active.fetch_sub(1, Relaxed);
-        self.duration.observe(lasted);
-        if let Some(count) = self.ends.get(end.index()) {
-            count.fetch_add(1, Relaxed);
-        }
+        self.lanes.with(|lane| {
+            lane.finished.fetch_add(1, Relaxed);
+            lane.duration.observe(lasted);
+            if let Some(count) = lane.ends.get(end.index()) {
+                count.fetch_add(1, Relaxed);
+            }
+        });
     }
 
     /// A connection could not be accepted.
     pub fn reject(&self, reason: Rejection) {
-        if let Some(count) = self.rejected.get(reason as usize) {
-            count.fetch_add(1, Relaxed);
-        }
+        self.lanes.with(|lane| {
+            if let Some(count) = lane.rejected.get(reason as usize) {
+                count.fetch_add(1, Relaxed);
+            }
+        });
     }
 
     /// Clients accepted since the start.
     pub fn accepted(&self) -> u64 {
-        self.accepted.load(Relaxed)
+        self.lanes.sum(|lane| lane.accepted.load(Relaxed))
     }
 
     /// Sessions now.
     pub fn active(&self) -> u64 {
-        self.active.load(Relaxed)
+        // What has finished is read first, so that it is never more than what has begun.
+        let finished = self.lanes.sum(|lane| lane.finished.load(Relaxed));
+        self.accepted().saturating_sub(finished)
+    }
+
+    /// How long sessions lasted.
+    #[must_use]
+    pub fn duration(&self) -> HistogramReading {
+        sum_of(self.lanes.iter().map(|lane| &lane.duration))
     }
 
     /// Connections not accepted, by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
-        Rejection::ALL.into_iter().zip(self.rejected.iter().map(|count| count.load(Relaxed)))
+        Rejection::ALL.into_iter().enumerate().map(|(place, reason)| {
+            let count = |lane: &ListenerLane| lane.rejected.get(place).map_or(0, |count| count.load(Relaxed));
+            (reason, self.lanes.sum(count))
+        })
     }
 
     /// Ended sessions by end; only ends that were seen.
     pub fn ends(&self) -> impl Iterator<Item = (End, u64)> {
-        End::all().zip(self.ends.iter().map(|count| count.load(Relaxed))).filter(|(_, count)| *count > 0)
+        let count =
+            |place: usize| self.lanes.sum(|lane| lane.ends.get(place).map_or(0, |count| count.load(Relaxed)));
+        End::all().enumerate().map(move |(place, end)| (end, count(place))).filter(|(_, count)| *count > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread};
+
+    use super::*;
+    use crate::{
+        state::{lanes::provide_lanes, use_lane},
+        telemetry::{Side, Stage},
+    };
+
+    #[test]
+    fn what_workers_count_apart_is_read_as_one() {
+        provide_lanes(3);
+        let address = "127.0.0.1:1".parse().unwrap();
+        let listener = Arc::new(ListenerCell::new(ListenerName::from("l"), address));
+        let endpoint = Arc::new(EndpointCell::default());
+        let end = End { side: Side::Client, stage: Stage::Relay, cause: Cause::Reset };
+        // The last one has no copy of its own.
+        let workers: Vec<_> = [0, 1, 2, 1000]
+            .map(|number| {
+                let (listener, endpoint) = (Arc::clone(&listener), Arc::clone(&endpoint));
+                thread::spawn(move || {
+                    use_lane(number);
+                    for _ in 0..100 {
+                        listener.begin();
+                        listener.begin();
+                        listener.finish(end, Duration::from_millis(3));
+                        listener.reject(Rejection::Exhausted);
+                        endpoint.connected(Duration::from_millis(3));
+                        endpoint.connect_failed(Cause::Refused);
+                        endpoint.moved(1, 2);
+                    }
+                })
+            })
+            .into();
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        assert_eq!((listener.accepted(), listener.active()), (800, 400));
+        assert_eq!(listener.ends().collect::<Vec<_>>(), [(end, 400)]);
+        assert_eq!(listener.rejected().collect::<Vec<_>>().last(), Some(&(Rejection::Exhausted, 400)));
+        assert_eq!((listener.duration().count(), endpoint.connect().count()), (400, 400));
+        assert_eq!((endpoint.sessions(), endpoint.bytes()), (400, (400, 800)));
+        assert!(endpoint.connect_failures().any(|counted| counted == (Cause::Refused, 400)));
     }
 }

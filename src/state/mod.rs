@@ -4,6 +4,7 @@
 
 mod cell;
 mod histogram;
+mod lanes;
 mod reports;
 mod sessions;
 mod snapshot;
@@ -11,6 +12,7 @@ mod sockets;
 
 pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, WorkerCell};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
+pub use lanes::use_lane;
 pub use reports::{Report, ReportReceiver, Reports};
 pub use sessions::{Phase, Sessions};
 pub use snapshot::{AllDown, Connect, Endpoint, Group, Listener, Pool, SessionLimits, Snapshot, Tier};
@@ -42,6 +44,7 @@ impl Shared {
     /// A bridge with an empty snapshot of generation 0.
     #[must_use]
     pub fn new(reports: Reports, sockets: Sockets, session_log: SessionLog) -> Self {
+        lanes::provide_lanes(sockets.workers());
         Self {
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             reports,

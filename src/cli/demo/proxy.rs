@@ -106,7 +106,7 @@ impl Proxy for Real {
                     cloud.active += endpoint.cell.active();
                     cloud.sessions += endpoint.cell.sessions();
                     cloud.to_upstream += endpoint.cell.bytes().0;
-                    cloud.connect.add(&endpoint.cell.connect.read());
+                    cloud.connect.add(&endpoint.cell.connect());
                 }
             }
         }

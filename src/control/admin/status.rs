@@ -198,7 +198,7 @@ fn endpoint(endpoint: &EndpointView, sampler: &Sampler) -> Endpoint {
 }
 
 fn connect_times(cell: &EndpointCell) -> ConnectTimes {
-    let reading = cell.connect.read();
+    let reading = cell.connect();
     let quantile = |q| reading.quantile(q).map(|seconds| thousandths(seconds * 1000.0));
     let usual = cell.connect_ewma();
     ConnectTimes {

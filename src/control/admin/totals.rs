@@ -133,7 +133,7 @@ impl Sums {
         for (count, (_, seen)) in failures.iter_mut().zip(cell.connect_failures()) {
             *count = seen;
         }
-        let connect = cell.connect.read();
+        let connect = cell.connect();
         Self { active: 0, sessions: cell.sessions(), to_upstream, to_client, failures, connect }
     }
 

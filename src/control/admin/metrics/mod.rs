@@ -229,7 +229,7 @@ fn listeners(page: &mut Page<'_>, overview: &Overview) -> fmt::Result {
         "twinspan_connection_duration_seconds",
         "How long sessions lasted.",
         ["listener"],
-        cells().map(|(cell, name)| ([name], cell.duration.read())),
+        cells().map(|(cell, name)| ([name], cell.duration())),
     )
 }
 
