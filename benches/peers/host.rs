@@ -3,10 +3,10 @@
 use std::{
     ffi::OsString,
     fs, io,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
-    sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -23,11 +23,28 @@ use tokio::{
 
 use crate::account;
 
-/// Where things run: what is measured on one CPU, everything else on another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The CPUs of a run: what is measured has one, everything else another, unless they are to share all of them.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Cpus {
-    pub(crate) proxy: usize,
-    pub(crate) load: usize,
+    proxy: usize,
+    load: usize,
+    all: CpuSet,
+}
+
+/// How many workers a proxy has, and where they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crew {
+    /// One, on the proxy's CPU.
+    Pinned,
+    /// Two, wherever the kernel puts them; load and target too.
+    Free,
+}
+
+/// An address of loopback that no other measurement of this run has, and the ports on it. TIME_WAIT keeps pairs of
+/// addresses and ports, so what one measurement leaves behind cannot be in the way of another.
+pub(crate) struct Ground {
+    ip: Ipv4Addr,
+    next: u16,
 }
 
 /// What the figures were measured on.
@@ -116,32 +133,82 @@ pub(crate) fn furnish() -> anyhow::Result<()> {
     anyhow::ensure!(up.success(), "ip could not bring up the loopback interface");
     for (name, value) in [
         ("tcp_congestion_control", "reno"),
-        ("ip_local_port_range", "16384 65535"),
-        // Tens of thousands of connections a second leave as many ports in TIME_WAIT.
+        ("ip_local_port_range", &format!("{FIRST_OUTGOING} 65535")),
         ("tcp_tw_reuse", "1"),
     ] {
         let path = format!("/proc/sys/net/ipv4/{name}");
         fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))?;
     }
+    // Tens of thousands of connections a second leave as many ports in TIME_WAIT. The kernel looks at half of the ports,
+    // and would reuse none for a second: more than some 27,000 connections a second to one address would measure its
+    // search. Before Linux 6.14 this cannot be chosen.
+    drop(fs::write("/proc/sys/net/ipv4/tcp_tw_reuse_delay", "1"));
     Ok(())
 }
 
 impl Cpus {
     /// The first two CPUs that this process may use; the same one twice where there is only one.
     pub(crate) fn choose() -> io::Result<Self> {
-        let allowed = sched_getaffinity(None)?;
-        let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+        let all = sched_getaffinity(None)?;
+        let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu));
         let proxy = usable.next().unwrap_or_default();
-        Ok(Self { proxy, load: usable.next().unwrap_or(proxy) })
+        let load = usable.next().unwrap_or(proxy);
+        Ok(Self { proxy, load, all })
+    }
+
+    /// True when there is only one.
+    pub(crate) const fn is_one(self) -> bool {
+        self.proxy == self.load
+    }
+
+    /// Keeps this thread, and what it starts from now on, where proxies run.
+    pub(crate) fn go_to_proxy(self, crew: Crew) -> io::Result<()> {
+        self.go(crew, self.proxy)
+    }
+
+    /// Keeps this thread, and what it starts from now on, where load and target run.
+    pub(crate) fn go_to_load(self, crew: Crew) -> io::Result<()> {
+        self.go(crew, self.load)
+    }
+
+    fn go(self, crew: Crew, cpu: usize) -> io::Result<()> {
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        Ok(sched_setaffinity(None, if crew == Crew::Pinned { &set } else { &self.all })?)
     }
 }
 
-/// Keeps this thread, and what it starts from now on, on one CPU.
-pub(crate) fn pin(cpu: usize) -> io::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    Ok(sched_setaffinity(None, &set)?)
+impl Crew {
+    pub(crate) const fn workers(self) -> u32 {
+        match self {
+            Self::Pinned => 1,
+            Self::Free => 2,
+        }
+    }
 }
+
+impl Ground {
+    /// The next one.
+    pub(crate) fn fresh() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(u32::from_be_bytes([127, 1, 0, 1]));
+        Self { ip: NEXT.fetch_add(1, Relaxed).into(), next: FIRST_PORT }
+    }
+
+    /// Its next free port, below the range that outgoing connections take theirs from.
+    pub(crate) fn address(&mut self) -> anyhow::Result<SocketAddr> {
+        loop {
+            anyhow::ensure!(self.next < FIRST_OUTGOING, "no free port on {}", self.ip);
+            let address = SocketAddr::from((self.ip, self.next));
+            self.next += 1;
+            if TcpListener::bind(address).is_ok() {
+                return Ok(address);
+            }
+        }
+    }
+}
+
+const FIRST_PORT: u16 = 10_000;
+const FIRST_OUTGOING: u16 = 11_000;
 
 /// Puts this thread, and what it starts from now on, before other work in its session; false without permission.
 pub(crate) fn take_precedence() -> bool {
@@ -165,18 +232,6 @@ pub(crate) fn raise_descriptors() -> io::Result<u64> {
 /// A directory that goes when it is dropped.
 pub(crate) fn directory() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("twinspan-peers-").tempdir()
-}
-
-/// A port of loopback that is free, below the range that outgoing connections take theirs from.
-pub(crate) fn free_port() -> anyhow::Result<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(10_000);
-    loop {
-        let port = NEXT.fetch_add(1, Relaxed);
-        anyhow::ensure!(port < 16_384, "no free port between 10000 and 16384");
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
-        }
-    }
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

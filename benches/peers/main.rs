@@ -1,11 +1,13 @@
 //! twinspan beside HAProxy, nginx and no proxy at all, on this machine:
 //! `cargo bench --bench peers -- [--rounds 5] [--seconds 1] [--quick] [--write docs/performance.md]`.
 //!
-//! Every proxy has one worker on one CPU; the load and the target share another. Each round runs every scenario against
+//! Every proxy has one worker on one CPU; the load and the target share another; some scenarios have two workers and pin
+//! nothing. Each round runs every scenario against
 //! every proxy in turn, so that a slow minute of the machine meets all of them. docs/performance.md tells how to read
 //! the figures.
 
 mod account;
+mod configs;
 mod host;
 mod load;
 mod measure;
@@ -26,7 +28,7 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 
 use measure::{Metric, Sample, Scenario, Spans, measure};
-use proxies::{Kind, Proxy, Site};
+use proxies::{Kind, Site};
 use table::{Reading, Report};
 
 /// Sessions of the idle scenario where the limit of descriptors allows them.
@@ -140,7 +142,7 @@ impl<'a> Rig<'a> {
                     .to_owned(),
             );
         }
-        if cpus.proxy == cpus.load {
+        if cpus.is_one() {
             notes.push("one CPU only: proxy, load and target shared it, so rates say little".to_owned());
         }
         if cfg!(debug_assertions) {
@@ -155,26 +157,16 @@ impl<'a> Rig<'a> {
     }
 
     fn run(mut self) -> anyhow::Result<Report> {
-        // This thread is the load; a target of its own stands behind the proxies on the same CPU.
-        host::pin(self.cpus.load)?;
         if !host::take_precedence() {
             self.notes.push("ran at ordinary priority: other work of the machine counts more".to_owned());
         }
         let mut machine = host::Machine::describe(self.options.inside);
-        let target = target::Target::start(host::free_port()?, self.cpus)?;
-        let site = Site {
-            cpus: self.cpus,
-            target: target.address,
-            twinspan: &self.options.twinspan,
-            sessions: self.sessions,
-        };
+        let site = Site { cpus: self.cpus, twinspan: &self.options.twinspan, sessions: self.sessions };
         let kinds = self.kinds(site)?;
         let versions = kinds.iter().map(|kind| (kind.name(), kind.version(site))).collect();
-        let proxies =
-            kinds.iter().map(|kind| Proxy::start(*kind, site)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut readings = Vec::new();
         for round in 0..self.rounds {
-            self.round(round, &proxies, site, &mut readings)?;
+            self.round(round, &kinds, site, &mut readings)?;
         }
         machine.load_average_after = host::load_average();
         Ok(Report {
@@ -207,7 +199,7 @@ impl<'a> Rig<'a> {
     fn round(
         &mut self,
         round: u32,
-        proxies: &[Proxy],
+        kinds: &[Kind],
         site: Site<'_>,
         readings: &mut Vec<Reading>,
     ) -> anyhow::Result<()> {
@@ -219,11 +211,11 @@ impl<'a> Rig<'a> {
                 continue;
             }
             // Another one begins each time, so that none is always measured after the same other one.
-            let first = (place + usize::try_from(round)?) % proxies.len().max(1);
-            for proxy in proxies.iter().cycle().skip(first).take(proxies.len()) {
-                let name = proxy.kind.name();
+            let first = (place + usize::try_from(round)?) % kinds.len().max(1);
+            for kind in kinds.iter().copied().cycle().skip(first).take(kinds.len()) {
+                let name = kind.name();
                 say(&format!("round {} of {}: {scenario:?}, {name}", round + 1, self.rounds));
-                let sample = measure(scenario, proxy, site, spans);
+                let sample = measure(scenario, kind, site, spans);
                 anyhow::ensure!(!host::interrupted(), "interrupted");
                 let figures = self.judge(round, scenario, name, sample);
                 readings.extend(figures.into_iter().map(|(metric, value)| Reading {

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::{
     account::{self, Calls},
-    host,
+    host::{self, Crew},
     load::{self, Churn, Exchange, REQUEST_BYTES, Stream, Tally},
-    proxies::{Proxy, Site},
+    proxies::{Kind, Proxy, Site},
     target::Ask,
 };
 
@@ -17,6 +17,8 @@ use crate::{
 const CONNECTIONS: usize = 64;
 /// Connections of the bulk scenarios.
 const STREAMS: usize = 4;
+/// With two workers: of 4 the kernel gives all to one worker now and then.
+const MORE_STREAMS: usize = 16;
 /// Requests a second at a fixed rate: some fifth of what one core can do.
 const REQUEST_RATE: u32 = 15_000;
 /// New connections a second at a fixed rate.
@@ -45,6 +47,12 @@ pub(crate) enum Scenario {
     Churn,
     /// The same at 2,000 a second.
     ChurnRate,
+    /// rr through two workers, nothing pinned.
+    RrTwo,
+    /// Bulk from the target through two workers, nothing pinned, 16 connections.
+    DownTwo,
+    /// churn through two workers, nothing pinned.
+    ChurnTwo,
     /// Thousands of connections that do nothing.
     Idle,
     /// System calls, counted by perf.
@@ -96,53 +104,70 @@ pub(crate) struct Spans {
     pub(crate) work: Duration,
 }
 
+impl Metric {
+    /// Of everything else less is better.
+    pub(crate) const fn more_is_better(self) -> bool {
+        matches!(self, Self::Rate)
+    }
+}
+
 impl Scenario {
     /// True when bytes are counted.
     pub(crate) const fn is_bulk(self) -> bool {
-        matches!(self, Self::Down | Self::Up | Self::Both)
+        matches!(self, Self::Down | Self::Up | Self::Both | Self::DownTwo)
     }
 
-    const fn has_rate(self) -> bool {
-        matches!(self, Self::RrRate | Self::ChurnRate)
+    const fn has_latency(self) -> bool {
+        matches!(self, Self::RrRate | Self::ChurnRate | Self::RrTwo)
+    }
+
+    const fn crew(self) -> Crew {
+        match self {
+            Self::RrTwo | Self::DownTwo | Self::ChurnTwo => Crew::Free,
+            _ => Crew::Pinned,
+        }
     }
 }
 
 /// Runs `scenario` once. Scenarios that need a proxy give no figures without one.
 pub(crate) fn measure(
     scenario: Scenario,
-    proxy: &Proxy,
+    kind: Kind,
     site: Site<'_>,
     spans: Spans,
 ) -> anyhow::Result<Sample> {
+    if kind == Kind::Direct && matches!(scenario, Scenario::Idle | Scenario::Calls) {
+        return Ok(Sample::default());
+    }
+    let proxy = Proxy::start(kind, scenario.crew(), site)?;
     let to = proxy.address;
     match scenario {
-        Scenario::Rr | Scenario::RrRate | Scenario::Big => {
+        Scenario::Rr | Scenario::RrTwo | Scenario::RrRate | Scenario::Big => {
             let reply = if scenario == Scenario::Big { BIG_REPLY } else { REQUEST_BYTES };
             let rate = (scenario == Scenario::RrRate).then_some(REQUEST_RATE);
             let mut exchange = Exchange::open(to, CONNECTIONS, reply)?;
-            timed(scenario, proxy, spans, |span| exchange.run(span, rate))
+            timed(scenario, &proxy, spans, |span| exchange.run(span, rate))
         }
-        Scenario::Down | Scenario::Up | Scenario::Both => {
+        Scenario::Down | Scenario::DownTwo | Scenario::Up | Scenario::Both => {
             let ask = match scenario {
                 Scenario::Up => Ask::Sink,
                 Scenario::Both => Ask::Both,
                 _ => Ask::Source,
             };
-            let mut stream = Stream::open(to, STREAMS, ask)?;
-            timed(scenario, proxy, spans, |span| stream.run(span))
+            let streams = if scenario == Scenario::DownTwo { MORE_STREAMS } else { STREAMS };
+            let mut stream = Stream::open(to, streams, ask)?;
+            timed(scenario, &proxy, spans, |span| stream.run(span))
         }
-        Scenario::Churn => {
+        Scenario::Churn | Scenario::ChurnTwo => {
             let mut churn = Churn::new(to, CONNECTIONS)?;
-            timed(scenario, proxy, spans, |span| churn.run(span, None))
+            timed(scenario, &proxy, spans, |span| churn.run(span, None))
         }
         Scenario::ChurnRate => {
             let mut churn = Churn::new(to, RATE_SLOTS)?;
-            timed(scenario, proxy, spans, |span| churn.run(span, Some(CONNECTION_RATE)))
+            timed(scenario, &proxy, spans, |span| churn.run(span, Some(CONNECTION_RATE)))
         }
-        Scenario::Idle if proxy.family().is_empty() => Ok(Sample::default()),
-        Scenario::Idle => idle(proxy, site),
-        Scenario::Calls if proxy.family().is_empty() => Ok(Sample::default()),
-        Scenario::Calls => calls(proxy, spans.work),
+        Scenario::Idle => idle(&proxy, site),
+        Scenario::Calls => calls(&proxy, spans.work),
     }
 }
 
@@ -166,7 +191,7 @@ fn timed(
         figures.insert(Metric::Cpu, after.saturating_sub(before).as_nanos() as f64 / units * cpu_scale);
     }
     figures.insert(Metric::Rate, units / tally.elapsed.as_secs_f64() * rate_scale);
-    if scenario.has_rate() {
+    if scenario.has_latency() {
         for (metric, quantile) in [(Metric::P50, 0.5), (Metric::P90, 0.9), (Metric::P99, 0.99)] {
             figures.insert(metric, tally.latency.value_at_quantile(quantile) as f64 / 1e3);
         }
@@ -174,15 +199,13 @@ fn timed(
     Ok(Sample { figures, errors: warm.errors + tally.errors, lacks: None })
 }
 
-/// On a process of its own, because an allocator remembers earlier work.
 fn idle(proxy: &Proxy, site: Site<'_>) -> anyhow::Result<Sample> {
-    let fresh = Proxy::start(proxy.kind, site)?;
-    let family = fresh.family();
+    let family = proxy.family();
     let (start, descriptors) = (account::memory(family)?, account::descriptors(family));
     let mut held = Vec::new();
     for number in 0..site.sessions {
         anyhow::ensure!(!host::interrupted(), "interrupted");
-        held.push(load::exchange_once(fresh.address).with_context(|| format!("session {number}"))?);
+        held.push(load::exchange_once(proxy.address).with_context(|| format!("session {number}"))?);
     }
     let full = account::memory(family)?;
     drop(held);

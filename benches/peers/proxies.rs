@@ -1,10 +1,10 @@
-//! The peers: how each is configured, started with one worker on its CPU, and ended. Every one gets what it needs to do
-//! the same work and nothing that its users would not have; twinspan gets what a default install has switched on.
+//! The peers: how each is started and ended. Every measurement has a proxy and a target of its own, on an address of its
+//! own: what an earlier one has left in the kernel or in an allocator is nobody's burden.
 
 use std::{
     fs,
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -13,8 +13,11 @@ use std::{
 use anyhow::Context;
 
 use crate::{
-    account, host,
+    account,
+    configs::{self, Setting},
+    host::{self, Crew, Ground},
     load::{self, PATIENCE},
+    target::Target,
 };
 
 /// Something to measure.
@@ -31,27 +34,28 @@ pub(crate) enum Kind {
     Envoy,
 }
 
-/// What the configs are made from.
+/// What is the same for all measurements.
 #[derive(Clone, Copy)]
 pub(crate) struct Site<'a> {
     pub(crate) cpus: host::Cpus,
-    pub(crate) target: SocketAddr,
     /// The twinspan binary.
     pub(crate) twinspan: &'a Path,
     /// Sessions that must fit at once.
     pub(crate) sessions: u64,
 }
 
-/// A running proxy; dropping it ends it.
+/// A running proxy and its target; dropping it ends both.
 pub(crate) struct Proxy {
-    pub(crate) kind: Kind,
     /// Where the load goes.
     pub(crate) address: SocketAddr,
     process: Option<Process>,
+    _target: Target,
 }
 
+/// A running process; dropping it ends it.
 struct Process {
     child: Child,
+    /// With those below it.
     family: Vec<u32>,
     dir: tempfile::TempDir,
 }
@@ -100,27 +104,30 @@ impl Kind {
         Some(line.trim_start_matches(&*program.to_string_lossy()).trim().to_owned())
     }
 
-    fn config(self, site: Site<'_>, dir: &Path, port: u16, health: u16) -> String {
+    fn config(self, setting: &Setting<'_>) -> String {
         match self {
             Self::Direct => String::new(),
-            Self::Twinspan => twinspan(site, dir, port, health),
-            Self::Haproxy => haproxy(site, port, ""),
-            Self::HaproxySplice => haproxy(site, port, "option splice-request\n    option splice-response"),
-            Self::Nginx => nginx(site, dir, port),
-            Self::Envoy => envoy(site, port),
+            Self::Twinspan => configs::twinspan(setting),
+            Self::Haproxy => configs::haproxy(setting, ""),
+            Self::HaproxySplice => {
+                configs::haproxy(setting, "option splice-request\n    option splice-response")
+            }
+            Self::Nginx => configs::nginx(setting),
+            Self::Envoy => configs::envoy(setting),
         }
     }
 
-    fn arguments(self, command: &mut Command, dir: &Path, config: &Path) {
+    fn arguments(self, command: &mut Command, setting: &Setting<'_>, config: &Path) {
         match self {
             Self::Direct => {}
             Self::Twinspan => drop(command.arg("run").arg("-c").arg(config)),
             // -db: one process, in the foreground.
             Self::Haproxy | Self::HaproxySplice => drop(command.arg("-db").arg("-f").arg(config)),
-            Self::Nginx => drop(command.arg("-e").arg(dir.join("error.log")).arg("-c").arg(config)),
+            Self::Nginx => drop(command.arg("-e").arg(setting.dir.join("error.log")).arg("-c").arg(config)),
             Self::Envoy => drop(
                 command
-                    .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "-c"])
+                    .args(["--concurrency", &setting.workers.to_string()])
+                    .args(["--disable-hot-restart", "--log-level", "error", "-c"])
                     .arg(config),
             ),
         }
@@ -128,29 +135,27 @@ impl Kind {
 }
 
 impl Proxy {
-    /// Starts it and waits until an exchange has gone through.
-    pub(crate) fn start(kind: Kind, site: Site<'_>) -> anyhow::Result<Self> {
+    /// Starts it with its target and waits until an exchange has gone through.
+    pub(crate) fn start(kind: Kind, crew: Crew, site: Site<'_>) -> anyhow::Result<Self> {
+        let mut ground = Ground::fresh();
+        let target = Target::start(ground.address()?, crew, site.cpus)?;
         let Some(program) = kind.program(site) else {
-            return Ok(Self { kind, address: site.target, process: None });
+            return Ok(Self { address: target.address, process: None, _target: target });
         };
         let dir = host::directory()?;
-        let (port, health) = (host::free_port()?, host::free_port()?);
+        let (workers, sessions, target_at) = (crew.workers(), site.sessions, target.address);
+        let (listen, health) = (ground.address()?, ground.address()?);
+        let setting = Setting { listen, health, target: target_at, dir: dir.path(), workers, sessions };
         // Envoy takes the format from the suffix.
         let config = dir.path().join("proxy.yaml");
-        fs::write(&config, kind.config(site, dir.path(), port, health))?;
+        fs::write(&config, kind.config(&setting))?;
         let mut command = host::alone(&program);
-        kind.arguments(&mut command, dir.path(), &config);
+        kind.arguments(&mut command, &setting, &config);
         let output = fs::File::create(dir.path().join("output"))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        // A child inherits the CPU of the thread that starts it.
-        host::pin(site.cpus.proxy)?;
-        let child = command.spawn();
-        host::pin(site.cpus.load)?;
-        let child = child.with_context(|| format!("cannot start {}", program.display()))?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut process = Process { child, family: Vec::new(), dir };
-        process.wait_ready(kind, address, health)?;
-        Ok(Self { kind, address, process: Some(process) })
+        let mut process = Process::start(&mut command, dir, crew, site)?;
+        process.wait_ready(kind, crew, (listen, health))?;
+        Ok(Self { address: listen, process: Some(process), _target: target })
     }
 
     /// Its processes; empty when there is no proxy.
@@ -160,16 +165,39 @@ impl Proxy {
 }
 
 impl Process {
-    fn wait_ready(&mut self, kind: Kind, address: SocketAddr, health: u16) -> anyhow::Result<()> {
+    /// Starts it where proxies run.
+    fn start(
+        command: &mut Command,
+        dir: tempfile::TempDir,
+        crew: Crew,
+        site: Site<'_>,
+    ) -> anyhow::Result<Self> {
+        // A child inherits the CPUs of the thread that starts it.
+        site.cpus.go_to_proxy(crew)?;
+        let child = command.spawn();
+        site.cpus.go_to_load(crew)?;
+        let child = child.with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        Ok(Self { child, family: Vec::new(), dir })
+    }
+
+    fn wait_ready(
+        &mut self,
+        kind: Kind,
+        crew: Crew,
+        (listen, health): (SocketAddr, SocketAddr),
+    ) -> anyhow::Result<()> {
+        // A worker of nginx is a process, and the first answers before the second is there.
+        let processes = if kind == Kind::Nginx { 1 + crew.workers() } else { 1 };
         let ready = host::eventually(2 * PATIENCE, || {
             if let Some(status) = self.child.try_wait()? {
                 anyhow::bail!("{} ended with {status}: {}", kind.name(), self.output());
             }
             let healthy = kind != Kind::Twinspan || says_ready(health).unwrap_or_default();
-            Ok(healthy && load::exchange_once(address).is_ok())
+            self.family = account::family(self.child.id());
+            let complete = self.family.len() >= usize::try_from(processes)?;
+            Ok(healthy && complete && load::exchange_once(listen).is_ok())
         })?;
         anyhow::ensure!(ready, "{} does not answer: {}", kind.name(), self.output());
-        self.family = account::family(self.child.id());
         host::prefer(self.child.id());
         Ok(())
     }
@@ -196,122 +224,10 @@ impl Drop for Process {
     }
 }
 
-fn says_ready(port: u16) -> io::Result<bool> {
-    let mut stream = load::connect((Ipv4Addr::LOCALHOST, port).into())?;
+fn says_ready(address: SocketAddr) -> io::Result<bool> {
+    let mut stream = load::connect(address)?;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
     let mut status = [0; 12];
     stream.read_exact(&mut status)?;
     Ok(status.ends_with(b" 200"))
-}
-
-fn twinspan(site: Site<'_>, dir: &Path, port: u16, health: u16) -> String {
-    let (target, log) = (site.target, dir.join("sessions.log"));
-    format!(
-        r#"version = 1
-workers = 1
-
-[log]
-sessions = "all"
-file = "{}"
-
-[admin]
-bind = "off"
-
-[telemetry]
-bind = "127.0.0.1:{health}"
-
-[cloud.aws]
-
-[[pool]]
-name = "p"
-
-[[pool.endpoint]]
-address = "{target}"
-cloud = "aws"
-
-[pool.health.tcp]
-interval = "1s"
-
-[[listener]]
-bind = "127.0.0.1:{port}"
-pool = "p"
-"#,
-        log.display()
-    )
-}
-
-fn haproxy(site: Site<'_>, port: u16, option: &str) -> String {
-    let (target, sessions) = (site.target, site.sessions + 64);
-    format!(
-        "global
-    nbthread 1
-    maxconn {sessions}
-    maxpipes 64
-
-defaults
-    mode tcp
-    {option}
-    timeout connect 5s
-    timeout client 1m
-    timeout server 1m
-
-listen p
-    bind 127.0.0.1:{port}
-    server s {target} check inter 1s
-"
-    )
-}
-
-fn nginx(site: Site<'_>, dir: &Path, port: u16) -> String {
-    let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
-    let load = if module.is_file() { format!("load_module {};", module.display()) } else { String::new() };
-    let (target, connections, dir) = (site.target, site.sessions * 2 + 128, dir.display());
-    format!(
-        "{load}
-daemon off;
-worker_processes 1;
-pid {dir}/pid;
-error_log {dir}/error.log error;
-events {{
-    worker_connections {connections};
-}}
-stream {{
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        proxy_pass {target};
-        proxy_timeout 1m;
-    }}
-}}
-"
-    )
-}
-
-fn envoy(site: Site<'_>, port: u16) -> String {
-    let (ip, target) = (site.target.ip(), site.target.port());
-    format!(
-        r#"static_resources:
-  listeners:
-  - name: p
-    address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.tcp_proxy
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-          stat_prefix: p
-          cluster: p
-  clusters:
-  - name: p
-    type: STATIC
-    connect_timeout: 5s
-    circuit_breakers: {{ thresholds: [{{ max_connections: 100000, max_pending_requests: 100000 }}] }}
-    health_checks:
-    - {{ timeout: 1s, interval: 1s, unhealthy_threshold: 3, healthy_threshold: 2, tcp_health_check: {{}} }}
-    load_assignment:
-      cluster_name: p
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {{ address: {{ socket_address: {{ address: {ip}, port_value: {target} }} }} }}
-"#
-    )
 }

@@ -1,4 +1,4 @@
-//! The figures as Markdown: medians, best values, and ratios between measurements of the same round.
+//! The figures as Markdown: medians and best values.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -42,11 +42,11 @@ struct Column(&'static str, Scenario, Metric);
 struct Section {
     title: &'static str,
     columns: &'static [Column],
-    /// Part of the table of ratios.
-    compared: bool,
+    /// What stands before and after its titles in the table of ratios, if it is part of that.
+    compared: Option<(&'static str, &'static str)>,
 }
 
-const SECTIONS: [Section; 6] = [
+const SECTIONS: [Section; 7] = [
     Section {
         title: "CPU per unit of work (microseconds of proxy CPU; lower is better)",
         columns: &[
@@ -56,7 +56,7 @@ const SECTIONS: [Section; 6] = [
             Column("churn, saturated", Scenario::Churn, Metric::Cpu),
             Column("churn, 2,000/s", Scenario::ChurnRate, Metric::Cpu),
         ],
-        compared: true,
+        compared: Some(("", ", CPU")),
     },
     Section {
         title: "Bulk, 4 connections (milliseconds of proxy CPU per GB, lower is better; Gbit/s, higher is better)",
@@ -68,7 +68,7 @@ const SECTIONS: [Section; 6] = [
             Column("up Gbit/s", Scenario::Up, Metric::Rate),
             Column("both Gbit/s", Scenario::Both, Metric::Rate),
         ],
-        compared: true,
+        compared: Some(("", "")),
     },
     Section {
         title: "Rates at saturation (higher is better)",
@@ -77,7 +77,7 @@ const SECTIONS: [Section; 6] = [
             Column("64 KiB replies/s", Scenario::Big, Metric::Rate),
             Column("churn connections/s", Scenario::Churn, Metric::Rate),
         ],
-        compared: true,
+        compared: Some(("", "")),
     },
     Section {
         title: "Latency from the intended send time, microseconds (rr 15,000/s; churn 2,000/s)",
@@ -88,7 +88,22 @@ const SECTIONS: [Section; 6] = [
             Column("churn p50", Scenario::ChurnRate, Metric::P50),
             Column("churn p99", Scenario::ChurnRate, Metric::P99),
         ],
-        compared: true,
+        compared: Some(("", "")),
+    },
+    Section {
+        title: "Two workers, nothing pinned (us and ms: proxy CPU a request, a connection, a GB; latency in us; bulk on 16 \
+                connections)",
+        columns: &[
+            Column("rr/s", Scenario::RrTwo, Metric::Rate),
+            Column("rr us", Scenario::RrTwo, Metric::Cpu),
+            Column("rr p50", Scenario::RrTwo, Metric::P50),
+            Column("rr p99", Scenario::RrTwo, Metric::P99),
+            Column("down Gbit/s", Scenario::DownTwo, Metric::Rate),
+            Column("down ms/GB", Scenario::DownTwo, Metric::Cpu),
+            Column("churn/s", Scenario::ChurnTwo, Metric::Rate),
+            Column("churn us", Scenario::ChurnTwo, Metric::Cpu),
+        ],
+        compared: Some(("two workers, ", "")),
     },
     Section {
         title: "Idle sessions (user memory; bytes a session, whole proxy in kB)",
@@ -98,7 +113,7 @@ const SECTIONS: [Section; 6] = [
             Column("RSS at start kB", Scenario::Idle, Metric::RssStart),
             Column("RSS after all closed kB", Scenario::Idle, Metric::RssAfter),
         ],
-        compared: true,
+        compared: Some(("", "")),
     },
     Section {
         title: "System calls of the proxy per unit of work (counts of one run)",
@@ -108,7 +123,7 @@ const SECTIONS: [Section; 6] = [
             Column("connection (churn)", Scenario::Calls, Metric::CallsChurn),
             Column("GB, down", Scenario::Calls, Metric::CallsDown),
         ],
-        compared: false,
+        compared: None,
     },
 ];
 
@@ -120,7 +135,8 @@ impl Report {
                 .proxies
                 .iter()
                 .map(|(proxy, _)| {
-                    let cells = section.columns.iter().map(|column| self.cell(proxy, column)).collect();
+                    let cells: Vec<_> =
+                        section.columns.iter().map(|column| self.cell(proxy, column)).collect();
                     ((*proxy).to_owned(), cells)
                 })
                 .collect();
@@ -180,7 +196,7 @@ impl Report {
 
     fn cell(&self, proxy: &str, column: &Column) -> Option<String> {
         let values: Vec<f64> = self.values(proxy, column).into_values().collect();
-        let best = if column.2 == Metric::Rate {
+        let best = if column.2.more_is_better() {
             values.iter().copied().reduce(f64::max)?
         } else {
             values.iter().copied().reduce(f64::min)?
@@ -195,11 +211,11 @@ impl Report {
         if others.is_empty() || !names().any(|name| name == self.subject) {
             return;
         }
-        let compared = SECTIONS.iter().filter(|section| section.compared).flat_map(|section| section.columns);
-        let rows: Vec<_> = compared
-            .map(|column| {
+        let rows: Vec<_> = compared()
+            .into_iter()
+            .map(|(title, column)| {
                 let cells = others.iter().map(|other| self.ratio(other, column)).collect::<Vec<_>>();
-                (title(column), cells)
+                (title, cells)
             })
             .filter(|(_, cells)| cells.iter().any(Option::is_some))
             .collect();
@@ -222,13 +238,18 @@ impl Report {
     }
 }
 
-fn title(column: &Column) -> String {
-    match column {
-        Column(title, scenario, Metric::Cpu) if !scenario.is_bulk() => format!("{title}, CPU"),
-        Column(title, ..) => (*title).to_owned(),
+/// What the table of ratios has.
+fn compared() -> Vec<(String, &'static Column)> {
+    let mut figures = Vec::new();
+    for Section { columns, compared, .. } in &SECTIONS {
+        let Some((before, after)) = compared else { continue };
+        let titled = |column: &'static Column| (format!("{before}{}{after}", column.0), column);
+        figures.extend(columns.iter().map(titled));
     }
+    figures
 }
 
+/// A table of the rows that have something to show, if there are any.
 fn table(out: &mut String, title: &str, first: &str, heads: &[&str], rows: &[(String, Vec<Option<String>>)]) {
     if rows.iter().all(|(_, cells)| cells.iter().all(Option::is_none)) {
         return;
@@ -236,7 +257,7 @@ fn table(out: &mut String, title: &str, first: &str, heads: &[&str], rows: &[(St
     line(out, format_args!("\n### {title}\n"));
     line(out, format_args!("| {first} | {} |", heads.join(" | ")));
     line(out, format_args!("|---|{}", "---|".repeat(heads.len())));
-    for (name, cells) in rows {
+    for (name, cells) in rows.iter().filter(|(_, cells)| cells.iter().any(Option::is_some)) {
         let cells: Vec<_> = cells.iter().map(|cell| cell.as_deref().unwrap_or("-")).collect();
         line(out, format_args!("| {name} | {} |", cells.join(" | ")));
     }

@@ -1,14 +1,14 @@
 //! What stands behind every proxy: one thread that answers, sends or swallows, as the first bytes of each connection
 //! ask. One port serves every kind of work, so that a proxy needs one listener.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::Context;
 use twinspan::lab::load::{self, Serves, TargetOptions};
 
 pub(crate) use load::Ask;
 
-use crate::host;
+use crate::host::{Cpus, Crew};
 
 /// Bytes of a request.
 pub(crate) const REQUEST: usize = 128;
@@ -20,11 +20,10 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Listens on `port` of loopback, on the CPU of the load.
-    pub(crate) fn start(port: u16, cpus: host::Cpus) -> anyhow::Result<Self> {
-        // Its thread inherits the CPU of this one.
-        host::pin(cpus.load)?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    /// Listens where it is told to, on the CPU of the load.
+    pub(crate) fn start(address: SocketAddr, crew: Crew, cpus: Cpus) -> anyhow::Result<Self> {
+        // Its thread inherits the CPUs of this one.
+        cpus.go_to_load(crew)?;
         let running = load::Target::start(&TargetOptions { address, serves: Serves::Asked, threads: 1 })
             .with_context(|| format!("target cannot listen on {address}"))?;
         Ok(Self { address: running.address(), _running: running })

@@ -1,0 +1,139 @@
+//! The configs. Every proxy gets what it needs to do the same work and nothing that its users would not have; twinspan
+//! gets what a default install has switched on.
+
+use std::{net::SocketAddr, path::Path};
+
+/// What a config is made from.
+pub(crate) struct Setting<'a> {
+    /// Where the proxy listens.
+    pub(crate) listen: SocketAddr,
+    /// Where it tells how it is, if it does.
+    pub(crate) health: SocketAddr,
+    pub(crate) target: SocketAddr,
+    /// For its files.
+    pub(crate) dir: &'a Path,
+    pub(crate) workers: u32,
+    /// Sessions that must fit at once.
+    pub(crate) sessions: u64,
+}
+
+pub(crate) fn twinspan(setting: &Setting<'_>) -> String {
+    let Setting { listen, health, target, workers, .. } = setting;
+    format!(
+        r#"version = 1
+workers = {workers}
+
+[log]
+sessions = "all"
+file = "{}"
+
+[admin]
+bind = "off"
+
+[telemetry]
+bind = "{health}"
+
+[cloud.aws]
+
+[[pool]]
+name = "p"
+
+[[pool.endpoint]]
+address = "{target}"
+cloud = "aws"
+
+[pool.health.tcp]
+interval = "1s"
+
+[[listener]]
+bind = "{listen}"
+pool = "p"
+"#,
+        setting.dir.join("sessions.log").display()
+    )
+}
+
+/// `option`: what is added to the defaults.
+pub(crate) fn haproxy(setting: &Setting<'_>, option: &str) -> String {
+    let Setting { listen, target, workers, .. } = setting;
+    let sessions = setting.sessions + 64;
+    format!(
+        "global
+    nbthread {workers}
+    maxconn {sessions}
+    maxpipes 64
+
+defaults
+    mode tcp
+    {option}
+    timeout connect 5s
+    timeout client 1m
+    timeout server 1m
+
+listen p
+    bind {listen}
+    server s {target} check inter 1s
+"
+    )
+}
+
+pub(crate) fn nginx(setting: &Setting<'_>) -> String {
+    let Setting { listen, target, workers, .. } = setting;
+    let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
+    let load = if module.is_file() { format!("load_module {};", module.display()) } else { String::new() };
+    let (connections, dir) = (setting.sessions * 2 + 128, setting.dir.display());
+    // As its documentation advises for several workers: a socket each, or one worker takes most connections.
+    let reuseport = if *workers > 1 { " reuseport" } else { "" };
+    format!(
+        "{load}
+daemon off;
+worker_processes {workers};
+pid {dir}/pid;
+error_log {dir}/error.log error;
+events {{
+    worker_connections {connections};
+}}
+stream {{
+    server {{
+        listen {listen} backlog=4096{reuseport};
+        proxy_pass {target};
+        proxy_timeout 1m;
+    }}
+}}
+"
+    )
+}
+
+/// Its workers are an argument.
+pub(crate) fn envoy(setting: &Setting<'_>) -> String {
+    let address = |of: SocketAddr| {
+        format!("{{ socket_address: {{ address: {}, port_value: {} }} }}", of.ip(), of.port())
+    };
+    let (listen, target) = (address(setting.listen), address(setting.target));
+    format!(
+        r#"static_resources:
+  listeners:
+  - name: p
+    address: {listen}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: p
+          cluster: p
+  clusters:
+  - name: p
+    type: STATIC
+    connect_timeout: 5s
+    circuit_breakers: {{ thresholds: [{{ max_connections: 100000, max_pending_requests: 100000 }}] }}
+    health_checks:
+    - {{ timeout: 1s, interval: 1s, unhealthy_threshold: 3, healthy_threshold: 2, tcp_health_check: {{}} }}
+    load_assignment:
+      cluster_name: p
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{ address: {target} }}
+"#
+    )
+}
