@@ -17,11 +17,13 @@ pub(crate) struct Setting<'a> {
     pub(crate) sessions: u64,
 }
 
-pub(crate) fn twinspan(setting: &Setting<'_>) -> String {
+/// `engine`: whether sessions are carried in the event loop of our own, as by default, or by tokio.
+pub(crate) fn twinspan(setting: &Setting<'_>, engine: bool) -> String {
     let Setting { listen, health, target, workers, .. } = setting;
     format!(
         r#"version = 1
 workers = {workers}
+engine = {engine}
 
 [log]
 sessions = "all"

@@ -59,7 +59,7 @@ struct Options {
     /// Only these scenarios.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Scenario>,
-    /// Only these proxies; by default all that are installed.
+    /// Only these proxies; by default all that are installed, twinspan-tokio left out.
     #[arg(long, value_enum, value_delimiter = ',')]
     proxies: Vec<Kind>,
     /// Whose ratios to the others are shown.
@@ -190,8 +190,11 @@ impl<'a> Rig<'a> {
         if !self.options.proxies.is_empty() {
             return Ok(self.options.proxies.clone());
         }
-        let (here, missing): (Vec<_>, Vec<_>) =
-            Kind::value_variants().iter().copied().partition(|kind| kind.is_here(site));
+        let (here, missing): (Vec<_>, Vec<_>) = Kind::value_variants()
+            .iter()
+            .copied()
+            .filter(|kind| kind.is_usual())
+            .partition(|kind| kind.is_here(site));
         self.notes.extend(missing.iter().map(|kind| format!("{}: not installed", kind.name())));
         Ok(here)
     }

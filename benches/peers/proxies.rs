@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     /// No proxy: what the load and the target cost.
     Direct,
     Twinspan,
+    /// twinspan with `engine = false`: tokio carries every session. Only when asked for.
+    TwinspanTokio,
     Haproxy,
     /// HAProxy with `option splice-request` and `option splice-response`. Not `splice-auto`: 2.6 decides on it only when
     /// a transfer pauses, so that a steady one is copied to its end.
@@ -66,6 +68,7 @@ impl Kind {
         match self {
             Self::Direct => "direct",
             Self::Twinspan => "twinspan",
+            Self::TwinspanTokio => "twinspan-tokio",
             Self::Haproxy => "haproxy",
             Self::HaproxySplice => "haproxy-splice",
             Self::Nginx => "nginx",
@@ -73,10 +76,20 @@ impl Kind {
         }
     }
 
+    /// True when it is ours.
+    pub(crate) const fn is_twinspan(self) -> bool {
+        matches!(self, Self::Twinspan | Self::TwinspanTokio)
+    }
+
+    /// True when it takes part without being asked for.
+    pub(crate) fn is_usual(self) -> bool {
+        self != Self::TwinspanTokio
+    }
+
     fn program(self, site: Site<'_>) -> Option<PathBuf> {
         match self {
             Self::Direct => None,
-            Self::Twinspan => Some(site.twinspan.to_owned()),
+            Self::Twinspan | Self::TwinspanTokio => Some(site.twinspan.to_owned()),
             Self::Haproxy | Self::HaproxySplice => host::find("haproxy"),
             Self::Nginx => host::find("nginx"),
             Self::Envoy => host::find("envoy"),
@@ -92,7 +105,7 @@ impl Kind {
     pub(crate) fn version(self, site: Site<'_>) -> Option<String> {
         let flag = match self {
             Self::Direct => return None,
-            Self::Twinspan | Self::Envoy => "--version",
+            Self::Twinspan | Self::TwinspanTokio | Self::Envoy => "--version",
             Self::Haproxy | Self::HaproxySplice | Self::Nginx => "-v",
         };
         let program = self.program(site)?;
@@ -107,7 +120,8 @@ impl Kind {
     fn config(self, setting: &Setting<'_>) -> String {
         match self {
             Self::Direct => String::new(),
-            Self::Twinspan => configs::twinspan(setting),
+            Self::Twinspan => configs::twinspan(setting, true),
+            Self::TwinspanTokio => configs::twinspan(setting, false),
             Self::Haproxy => configs::haproxy(setting, ""),
             Self::HaproxySplice => {
                 configs::haproxy(setting, "option splice-request\n    option splice-response")
@@ -120,7 +134,7 @@ impl Kind {
     fn arguments(self, command: &mut Command, setting: &Setting<'_>, config: &Path) {
         match self {
             Self::Direct => {}
-            Self::Twinspan => drop(command.arg("run").arg("-c").arg(config)),
+            Self::Twinspan | Self::TwinspanTokio => drop(command.arg("run").arg("-c").arg(config)),
             // -db: one process, in the foreground.
             Self::Haproxy | Self::HaproxySplice => drop(command.arg("-db").arg("-f").arg(config)),
             Self::Nginx => drop(command.arg("-e").arg(setting.dir.join("error.log")).arg("-c").arg(config)),
@@ -192,7 +206,7 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 anyhow::bail!("{} ended with {status}: {}", kind.name(), self.output());
             }
-            let healthy = kind != Kind::Twinspan || says_ready(health).unwrap_or_default();
+            let healthy = !kind.is_twinspan() || says_ready(health).unwrap_or_default();
             self.family = account::family(self.child.id());
             let complete = self.family.len() >= usize::try_from(processes)?;
             Ok(healthy && complete && load::exchange_once(listen).is_ok())
