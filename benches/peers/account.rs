@@ -38,13 +38,23 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
     family
 }
 
-/// CPU time that all threads have had. The kernel counts it at every switch (schedstat), not by sampling ticks.
+/// CPU time that all threads have had.
 pub(crate) fn cpu(family: &[u32]) -> anyhow::Result<Duration> {
+    cpu_of(family, |_| true)
+}
+
+/// CPU time that the threads with a name that `counts` have had. The kernel counts it at every switch (schedstat), not by
+/// sampling ticks.
+pub(crate) fn cpu_of(family: &[u32], counts: impl Fn(&str) -> bool) -> anyhow::Result<Duration> {
     let mut nanos = 0;
     for pid in family {
         for task in entries(&format!("/proc/{pid}/task")) {
             // A thread may end in between.
-            let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/task/{task}/schedstat")) else { continue };
+            let read = |what| fs::read_to_string(format!("/proc/{pid}/task/{task}/{what}"));
+            let (Ok(name), Ok(stat)) = (read("comm"), read("schedstat")) else { continue };
+            if !counts(name.trim_end()) {
+                continue;
+            }
             let first = stat.split(' ').next().unwrap_or_default();
             nanos += first.parse::<u64>().context("the kernel has no schedstat")?;
         }

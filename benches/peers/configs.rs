@@ -17,8 +17,23 @@ pub(crate) struct Setting<'a> {
     pub(crate) sessions: u64,
 }
 
+/// The name of the pool in configs of twinspan.
+pub(crate) const POOL: &str = "p";
+
 /// `engine`: whether sessions are carried in the event loop of our own, as by default, or by tokio.
 pub(crate) fn twinspan(setting: &Setting<'_>, engine: bool) -> String {
+    ours(setting, engine, "", "[pool.health.tcp]\ninterval = \"1s\"")
+}
+
+/// With an endpoint in a second cloud that gets nothing while the target is up. Nothing is probed, so that nobody but us has
+/// opinions about it, and when it comes back it is at once all there: steps would be generations that nobody has asked for.
+pub(crate) fn twinspan_with_spare(setting: &Setting<'_>, engine: bool, spare: SocketAddr) -> String {
+    let second = format!("[[pool.endpoint]]\naddress = \"{spare}\"\ncloud = \"gcp\"\n\n[cloud.gcp]");
+    ours(setting, engine, "order = [\"aws\", \"gcp\"]\nslow_start = \"0s\"", &second)
+}
+
+/// `keys` belong to the pool, `more` to what follows its endpoint.
+fn ours(setting: &Setting<'_>, engine: bool, keys: &str, more: &str) -> String {
     let Setting { listen, health, target, workers, .. } = setting;
     format!(
         r#"version = 1
@@ -38,18 +53,18 @@ bind = "{health}"
 [cloud.aws]
 
 [[pool]]
-name = "p"
+name = "{POOL}"
+{keys}
 
 [[pool.endpoint]]
 address = "{target}"
 cloud = "aws"
 
-[pool.health.tcp]
-interval = "1s"
+{more}
 
 [[listener]]
 bind = "{listen}"
-pool = "p"
+pool = "{POOL}"
 "#,
         setting.dir.join("sessions.log").display()
     )

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use hdrhistogram::Histogram;
 use twinspan::lab::load::{Ask, Job, Kind, Live, Rate, Script, Share, Span, Worker};
 
@@ -26,6 +27,16 @@ pub(crate) struct Tally {
     pub(crate) elapsed: Duration,
     /// Nanoseconds from the intended start of a unit to its end.
     pub(crate) latency: Histogram<u64>,
+}
+
+impl Tally {
+    /// Adds what a later span came to.
+    pub(crate) fn add(&mut self, more: &Self) -> anyhow::Result<()> {
+        self.units += more.units;
+        self.errors += more.errors;
+        self.elapsed += more.elapsed;
+        self.latency.add(&more.latency).context("cannot add up latencies")
+    }
 }
 
 /// Connections with at most one request under way on each.

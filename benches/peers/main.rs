@@ -12,6 +12,7 @@ mod host;
 mod load;
 mod measure;
 mod proxies;
+mod swaps;
 mod table;
 mod target;
 
@@ -19,6 +20,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -74,6 +76,12 @@ struct Options {
     /// Replace the marked section of this file.
     #[arg(long)]
     write: Option<PathBuf>,
+    /// Serve this config and swap generations when told to.
+    #[arg(long, hide = true, requires = "spare")]
+    serve: Option<PathBuf>,
+    /// The endpoint that goes and comes back while generations are swapped.
+    #[arg(long, hide = true)]
+    spare: Option<SocketAddr>,
     /// Already in its own namespaces.
     #[arg(long, hide = true)]
     inside: bool,
@@ -95,6 +103,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    if let (Some(config), Some(spare)) = (&options.serve, options.spare) {
+        return swaps::serve(config, spare).map(|()| ExitCode::SUCCESS);
+    }
     anyhow::ensure!(options.rounds > 0, "--rounds must be at least 1");
     anyhow::ensure!((0.05..=60.0).contains(&options.seconds), "--seconds must be from 0.05 to 60");
     // Minutes of work should not end in a file that cannot take them.

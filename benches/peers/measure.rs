@@ -10,17 +10,18 @@ use crate::{
     host::{self, Crew},
     load::{self, Churn, Exchange, REQUEST_BYTES, Stream, Tally},
     proxies::{Kind, Proxy, Site},
+    swaps,
     target::Ask,
 };
 
 /// Connections of the request/reply scenarios, and slots of the saturated churn.
-const CONNECTIONS: usize = 64;
+pub(crate) const CONNECTIONS: usize = 64;
 /// Connections of the bulk scenarios.
 const STREAMS: usize = 4;
 /// With two workers: of 4 the kernel gives all to one worker now and then.
 const MORE_STREAMS: usize = 16;
 /// Requests a second at a fixed rate: some fifth of what one core can do.
-const REQUEST_RATE: u32 = 15_000;
+pub(crate) const REQUEST_RATE: u32 = 15_000;
 /// New connections a second at a fixed rate.
 const CONNECTION_RATE: u32 = 2_000;
 /// Slots at a fixed rate: a stall of a quarter of a second keeps its full effect.
@@ -53,6 +54,8 @@ pub(crate) enum Scenario {
     DownTwo,
     /// churn through two workers, nothing pinned.
     ChurnTwo,
+    /// rr-rate through twinspan while generations are swapped, and while not.
+    Swaps,
     /// Thousands of connections that do nothing.
     Idle,
     /// System calls, counted by perf.
@@ -77,6 +80,15 @@ pub(crate) enum Metric {
     /// kB of the whole proxy.
     RssStart,
     RssAfter,
+    /// Microseconds of CPU a request of the threads that carry traffic.
+    CpuTraffic,
+    /// Generations a second.
+    Generations,
+    /// The same as without `Still`, while no generation is swapped.
+    StillCpu,
+    StillCpuTraffic,
+    StillP50,
+    StillP99,
     /// System calls a request, with one connection.
     CallsOne,
     /// System calls a request, with 64 connections.
@@ -107,7 +119,7 @@ pub(crate) struct Spans {
 impl Metric {
     /// Of everything else less is better.
     pub(crate) const fn more_is_better(self) -> bool {
-        matches!(self, Self::Rate)
+        matches!(self, Self::Rate | Self::Generations)
     }
 }
 
@@ -136,6 +148,9 @@ pub(crate) fn measure(
     site: Site<'_>,
     spans: Spans,
 ) -> anyhow::Result<Sample> {
+    if scenario == Scenario::Swaps {
+        return if kind.is_twinspan() { swaps::measure(kind, site, spans) } else { Ok(Sample::default()) };
+    }
     if kind == Kind::Direct && matches!(scenario, Scenario::Idle | Scenario::Calls) {
         return Ok(Sample::default());
     }
@@ -168,6 +183,7 @@ pub(crate) fn measure(
         }
         Scenario::Idle => idle(&proxy, site),
         Scenario::Calls => calls(&proxy, spans.work),
+        Scenario::Swaps => Ok(Sample::default()),
     }
 }
 

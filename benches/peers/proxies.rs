@@ -55,11 +55,11 @@ pub(crate) struct Proxy {
 }
 
 /// A running process; dropping it ends it.
-struct Process {
-    child: Child,
+pub(crate) struct Process {
+    pub(crate) child: Child,
     /// With those below it.
-    family: Vec<u32>,
-    dir: tempfile::TempDir,
+    pub(crate) family: Vec<u32>,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Kind {
@@ -117,7 +117,7 @@ impl Kind {
         Some(line.trim_start_matches(&*program.to_string_lossy()).trim().to_owned())
     }
 
-    fn config(self, setting: &Setting<'_>) -> String {
+    pub(crate) fn config(self, setting: &Setting<'_>) -> String {
         match self {
             Self::Direct => String::new(),
             Self::Twinspan => configs::twinspan(setting, true),
@@ -180,7 +180,7 @@ impl Proxy {
 
 impl Process {
     /// Starts it where proxies run.
-    fn start(
+    pub(crate) fn start(
         command: &mut Command,
         dir: tempfile::TempDir,
         crew: Crew,

@@ -46,7 +46,7 @@ struct Section {
     compared: Option<(&'static str, &'static str)>,
 }
 
-const SECTIONS: [Section; 7] = [
+const SECTIONS: [Section; 8] = [
     Section {
         title: "CPU per unit of work (microseconds of proxy CPU; lower is better)",
         columns: &[
@@ -104,6 +104,21 @@ const SECTIONS: [Section; 7] = [
             Column("churn us", Scenario::ChurnTwo, Metric::Cpu),
         ],
         compared: Some(("two workers, ", "")),
+    },
+    Section {
+        title: "A generation swap every millisecond, rr at 15,000/s (microseconds: latency, CPU a request)",
+        columns: &[
+            Column("p50 without", Scenario::Swaps, Metric::StillP50),
+            Column("p50 with", Scenario::Swaps, Metric::P50),
+            Column("p99 without", Scenario::Swaps, Metric::StillP99),
+            Column("p99 with", Scenario::Swaps, Metric::P99),
+            Column("data plane without", Scenario::Swaps, Metric::StillCpuTraffic),
+            Column("data plane with", Scenario::Swaps, Metric::CpuTraffic),
+            Column("all threads without", Scenario::Swaps, Metric::StillCpu),
+            Column("all threads with", Scenario::Swaps, Metric::Cpu),
+            Column("generations/s", Scenario::Swaps, Metric::Generations),
+        ],
+        compared: None,
     },
     Section {
         title: "Idle sessions (user memory; bytes a session, whole proxy in kB)",
