@@ -12,6 +12,7 @@ mod host;
 mod load;
 mod measure;
 mod proxies;
+mod ratios;
 mod swaps;
 mod table;
 mod target;

@@ -158,7 +158,8 @@ impl Report {
             let heads: Vec<_> = section.columns.iter().map(|column| column.0).collect();
             table(&mut out, section.title, "proxy", &heads, &rows);
         }
-        self.ratios(&mut out);
+        self.ratios(&mut out, &compared());
+        self.wanted(&mut out);
         if !self.notes.is_empty() {
             out.push_str("\nNotes:\n\n");
             for note in &self.notes {
@@ -202,15 +203,15 @@ impl Report {
     }
 
     /// Values by round.
-    fn values(&self, proxy: &str, column: &Column) -> BTreeMap<u32, f64> {
+    pub(crate) fn values(&self, proxy: &str, (scenario, metric): (Scenario, Metric)) -> BTreeMap<u32, f64> {
         let wanted = |reading: &&Reading| {
-            reading.proxy == proxy && reading.scenario == column.1 && reading.metric == column.2
+            reading.proxy == proxy && reading.scenario == scenario && reading.metric == metric
         };
         self.readings.iter().filter(wanted).map(|reading| (reading.round, reading.value)).collect()
     }
 
     fn cell(&self, proxy: &str, column: &Column) -> Option<String> {
-        let values: Vec<f64> = self.values(proxy, column).into_values().collect();
+        let values: Vec<f64> = self.values(proxy, (column.1, column.2)).into_values().collect();
         let best = if column.2.more_is_better() {
             values.iter().copied().reduce(f64::max)?
         } else {
@@ -219,53 +220,29 @@ impl Report {
         let n = values.len();
         Some(format!("{} ({}; {n})", number(median(values)?), number(best)))
     }
-
-    fn ratios(&self, out: &mut String) {
-        let names = || self.proxies.iter().map(|(proxy, _)| *proxy);
-        let others: Vec<_> = names().filter(|name| *name != self.subject && *name != "direct").collect();
-        if others.is_empty() || !names().any(|name| name == self.subject) {
-            return;
-        }
-        let rows: Vec<_> = compared()
-            .into_iter()
-            .map(|(title, column)| {
-                let cells = others.iter().map(|other| self.ratio(other, column)).collect::<Vec<_>>();
-                (title, cells)
-            })
-            .filter(|(_, cells)| cells.iter().any(Option::is_some))
-            .collect();
-        let heads: Vec<_> = others.iter().map(|other| format!("to {other}")).collect();
-        let heads: Vec<_> = heads.iter().map(String::as_str).collect();
-        let heading = format!("{}: ratio to the others (median of the rounds' ratios; n)", self.subject);
-        table(out, &heading, "figure", &heads, &rows);
-    }
-
-    /// Rounds lie minutes apart and the machine has faster and slower minutes: only figures of one round are compared.
-    fn ratio(&self, other: &str, column: &Column) -> Option<String> {
-        let others = self.values(other, column);
-        let paired = self.values(self.subject, column).into_iter().filter_map(|(round, value)| {
-            let other = others.get(&round).copied().filter(|other| *other > 0.0)?;
-            Some(value / other)
-        });
-        let ratios: Vec<f64> = paired.collect();
-        let n = ratios.len();
-        Some(format!("{:.2} ({n})", median(ratios)?))
-    }
 }
 
 /// What the table of ratios has.
-fn compared() -> Vec<(String, &'static Column)> {
+fn compared() -> Vec<(String, Scenario, Metric)> {
     let mut figures = Vec::new();
     for Section { columns, compared, .. } in &SECTIONS {
         let Some((before, after)) = compared else { continue };
-        let titled = |column: &'static Column| (format!("{before}{}{after}", column.0), column);
+        let titled = |Column(title, scenario, metric): &Column| {
+            (format!("{before}{title}{after}"), *scenario, *metric)
+        };
         figures.extend(columns.iter().map(titled));
     }
     figures
 }
 
 /// A table of the rows that have something to show, if there are any.
-fn table(out: &mut String, title: &str, first: &str, heads: &[&str], rows: &[(String, Vec<Option<String>>)]) {
+pub(crate) fn table(
+    out: &mut String,
+    title: &str,
+    first: &str,
+    heads: &[&str],
+    rows: &[(String, Vec<Option<String>>)],
+) {
     if rows.iter().all(|(_, cells)| cells.iter().all(Option::is_none)) {
         return;
     }
@@ -283,7 +260,7 @@ fn line(out: &mut String, line: std::fmt::Arguments<'_>) {
     let _ = writeln!(out, "{line}");
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = values.get(values.len() / 2)?;
     let lower = values.get((values.len() - 1) / 2)?;
