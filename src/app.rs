@@ -95,7 +95,8 @@ impl App {
             workers: Vec::new(),
         };
         let carrier = if config.engine { Carrier::Engine } else { Carrier::Tokio };
-        app.workers = Worker::start_all(carrier, &app.shared, receivers).map_err(StartError::Thread)?;
+        app.workers = Worker::start_all(carrier, config.pin_workers, &app.shared, receivers)
+            .map_err(StartError::Thread)?;
         app.start_control(config, bindings, (receiver, inbox), options).map_err(StartError::Thread)?;
         Ok(app)
     }

@@ -30,6 +30,10 @@ fn write(out: &mut String, config: &Config) -> fmt::Result {
         Some(workers) => writeln!(out, "workers = {workers}")?,
         None => writeln!(out, "# workers: one for each CPU")?,
     }
+    match config.pin_workers {
+        Some(pin) => writeln!(out, "pin_workers = {pin}")?,
+        None => writeln!(out, "# pin_workers: when there is one worker for each CPU")?,
+    }
     writeln!(out, "engine = {}", config.engine)?;
     writeln!(out, "drain_timeout = {}", text(time_text(config.drain_timeout)))?;
     write_log(out, config)?;

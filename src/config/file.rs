@@ -34,6 +34,11 @@ pub(super) struct File {
     )]
     pub(super) workers: Key<usize>,
 
+    /// Keep each worker on a CPU of its own: nothing in it is then fetched from another CPU's caches. With fewer workers
+    /// than CPUs that would put the workers of several processes on the same first CPUs, so it is off then.
+    #[schemars(extend("x-default" = "when there is one worker for each CPU"))]
+    pub(super) pin_workers: Key<bool>,
+
     /// Carry plain sessions in an event loop of our own, the engine. `false` gives every session to tokio, which costs
     /// more CPU and memory: for comparing the two, and as a way out should the engine ever misbehave.
     #[schemars(extend("default" = defaults::ENGINE))]

@@ -59,6 +59,8 @@ impl std::error::Error for Refused {}
 pub struct Config {
     /// Data-plane workers. `None`: one for each CPU that affinity and cgroup allow.
     pub workers: Option<usize>,
+    /// Keep each worker on a CPU of its own. `None`: when there is one worker for each CPU.
+    pub pin_workers: Option<bool>,
     /// Carry plain sessions in the engine; otherwise in tokio.
     pub engine: bool,
     /// How long sessions may go on after SIGTERM.

@@ -312,6 +312,7 @@ fn keep(started: &Config, config: &mut Config) -> Vec<&'static str> {
     }
     [
         keep("workers", &started.workers, &mut config.workers),
+        keep("pin_workers", &started.pin_workers, &mut config.pin_workers),
         keep("engine", &started.engine, &mut config.engine),
         keep("log", &started.log, &mut config.log),
         keep("admin", &started.admin, &mut config.admin),

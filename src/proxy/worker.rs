@@ -3,6 +3,7 @@
 
 use std::{io, net::TcpListener, sync::Arc, thread, time::Duration};
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
@@ -42,13 +43,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts as many workers as there are queues of commands. They end when the process's phase is
+    /// Starts as many workers as there are queues of commands, each on a CPU of its own if `pin` says so, or if there are
+    /// as many CPUs. They end when the process's phase is
     /// [`Phase::Stopping`]; sessions that are left then are reset.
     ///
     /// # Errors
     /// A thread or its runtime could not be started, or descriptors ran out.
     pub fn start_all(
         carrier: Carrier,
+        pin: Option<bool>,
         shared: &Arc<Shared>,
         commands: Vec<mpsc::Receiver<SocketCommand>>,
     ) -> io::Result<Vec<Self>> {
@@ -57,12 +60,13 @@ impl Worker {
             Carrier::Tokio => Ok(Vec::new()),
         };
         let crew: Arc<[Arc<Mailbox>]> = mailboxes?.into();
-        let start = |(number, commands)| Self::start(number, shared, &crew, commands);
+        let mut cpus = cpus_for(commands.len(), pin).into_iter();
+        let start = |(number, commands)| Self::start((number, cpus.next()), shared, &crew, commands);
         commands.into_iter().enumerate().map(start).collect()
     }
 
     fn start(
-        number: usize,
+        (number, cpu): (usize, Option<usize>),
         shared: &Arc<Shared>,
         crew: &Arc<[Arc<Mailbox>]>,
         commands: mpsc::Receiver<SocketCommand>,
@@ -74,7 +78,7 @@ impl Worker {
         if mailbox.is_some() {
             let engine = Engine::new(number, Arc::clone(shared), Arc::clone(crew), Arc::clone(&handovers))?;
             threads.push(thread::Builder::new().name(name).spawn(move || {
-                use_lane(number);
+                settle(number, cpu);
                 engine.run();
             })?);
             name = format!("slow-{number}");
@@ -85,7 +89,7 @@ impl Worker {
         let phases = shared.sessions.watch();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         threads.push(thread::Builder::new().name(name).spawn(move || {
-            use_lane(number);
+            settle(number, cpu);
             runtime.block_on(half.run(phases, commands));
             // Whatever is left ends here, on this thread; the sessions' books close as their tasks are dropped.
             drop(runtime);
@@ -100,6 +104,28 @@ impl Worker {
                 tracing::error!("a worker panicked outside a session");
             }
         }
+    }
+}
+
+/// The CPUs that the workers are to keep to, in their order; none where they are free to move.
+fn cpus_for(workers: usize, pin: Option<bool>) -> Vec<usize> {
+    let allowed = sched_getaffinity(None).unwrap_or_default();
+    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
+    if pin.unwrap_or(cpus.len() == workers) {
+        cpus.iter().copied().cycle().take(if cpus.is_empty() { 0 } else { workers }).collect()
+    } else {
+        Vec::new()
+    }
+}
+
+/// What each of a worker's threads does first.
+fn settle(number: usize, cpu: Option<usize>) {
+    use_lane(number);
+    if let Some(cpu) = cpu {
+        let mut only = CpuSet::new();
+        only.set(cpu);
+        // A CPU that was taken away meanwhile: the thread stays free to move.
+        sched_setaffinity(None, &only).unwrap_or_default();
     }
 }
 

@@ -144,6 +144,7 @@ fn config(clouds: &[Cloud], doors: Option<Doors>) -> Config {
     let admin = doors.map_or(config::AdminBind::Off, |doors| config::AdminBind::Tcp(doors.admin));
     Config {
         workers: None,
+        pin_workers: None,
         engine: defaults::ENGINE,
         drain_timeout: defaults::DRAIN_TIMEOUT,
         log: config::Log {

@@ -114,6 +114,7 @@ impl Build<'_> {
         self.addresses(file, &admin, &telemetry);
         Some(Config {
             workers: file.workers.get().copied(),
+            pin_workers: file.pin_workers.get().copied(),
             engine: file.engine.get().copied().unwrap_or(defaults::ENGINE),
             drain_timeout: file.drain_timeout.get().map_or(defaults::DRAIN_TIMEOUT, |time| time.0),
             log: log(file),

@@ -21,14 +21,27 @@ use crate::{
 pub(super) fn config() -> impl Strategy<Value = Config> {
     let clouds = prop::collection::btree_set(name(), 1..4)
         .prop_flat_map(|names| names.into_iter().map(cloud).collect::<Vec<_>>());
-    let own = (option::of(1..1025_usize), any::<bool>(), time(0, 86_399), log(), admin(), telemetry());
+    let own = (
+        option::of(1..1025_usize),
+        any::<(Option<bool>, bool)>(),
+        time(0, 86_399),
+        log(),
+        admin(),
+        telemetry(),
+    );
     (own, clouds, prop::collection::btree_set(name(), 1..4)).prop_flat_map(|(own, clouds, pools)| {
         let names: Vec<CloudName> = clouds.iter().map(|cloud| cloud.name.clone()).collect();
         let pool_names: Vec<String> = pools.iter().cloned().collect();
         let pools: Vec<_> = pools.into_iter().map(|name| pool(name, names.clone())).collect();
         (Just(own), Just(clouds), pools, listeners(pool_names)).prop_map(
-            |((workers, engine, drain_timeout, log, admin, telemetry), clouds, pools, listeners)| Config {
+            |(
+                (workers, (pin_workers, engine), drain_timeout, log, admin, telemetry),
+                clouds,
+                pools,
+                listeners,
+            )| Config {
                 workers,
+                pin_workers,
                 engine,
                 drain_timeout,
                 log,

@@ -71,6 +71,7 @@ pub(in crate::control) fn config() -> Arc<Config> {
     };
     Arc::new(Config {
         workers: None,
+        pin_workers: None,
         engine: true,
         drain_timeout: defaults::DRAIN_TIMEOUT,
         log: config::Log {

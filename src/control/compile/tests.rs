@@ -29,6 +29,7 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
     let health = probed.then(health);
     Config {
         workers: Some(1),
+        pin_workers: None,
         engine: true,
         drain_timeout: defaults::DRAIN_TIMEOUT,
         log: Log {

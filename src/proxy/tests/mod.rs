@@ -66,7 +66,7 @@ impl Plane {
         let (doors, receivers) = Sockets::new(workers);
         let shared = Arc::new(Shared::new(Reports::new().0, doors, SessionLog::off()));
         let cell = Arc::new(ListenerCell::new(ListenerName::from("l"), address));
-        let workers = Worker::start_all(carrier, &shared, receivers).unwrap();
+        let workers = Worker::start_all(carrier, None, &shared, receivers).unwrap();
         let plane = Self { shared, cell, address, workers };
         plane.publish(endpoints, CONNECT, LIMITS);
         plane.shared.open(&plane.cell, sockets).await;
