@@ -64,7 +64,8 @@ fn pool(name: &str, balance: Balance) -> Pool {
         cell: Arc::default(),
     };
     let tiers = vec![tier(&[("aws", 1, 90), ("gcp", 2, 10)]), tier(&[("azure", 3, 100)])];
-    let connect = Connect { timeout: Duration::from_secs(1), attempts: 4, total: Duration::from_secs(4) };
+    let connect =
+        Connect { timeout: Duration::from_secs(1), attempts: 4, total: Duration::from_secs(4), spares: 0 };
     Pool { name, balance, tiers, connect, all_down: None }
 }
 

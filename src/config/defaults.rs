@@ -40,6 +40,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Attempts for one session: two in the first cloud and two in the next, as the third goes to another cloud.
 pub const ATTEMPTS: u8 = 4;
 
+/// Not every endpoint bears connections that say nothing, so somebody must have said that this one does.
+pub const PRECONNECT: u16 = 0;
+
 /// An endpoint that comes back fills its caches before it carries its full share.
 pub const SLOW_START: Duration = Duration::from_secs(10);
 

@@ -136,6 +136,7 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
     writeln!(out, "when_all_down = {}", text(pool.when_all_down.word()))?;
     writeln!(out, "connect_timeout = {}", text(time_text(pool.connect_timeout)))?;
     writeln!(out, "attempts = {}", pool.attempts)?;
+    writeln!(out, "preconnect = {}", pool.preconnect)?;
     writeln!(out, "slow_start = {}", text(time_text(pool.slow_start)))?;
     match &pool.health {
         Some(health) => write_health(out, health)?,

@@ -224,6 +224,21 @@ pub(super) struct Pool {
     #[schemars(range(min = 1, max = 16), extend("default" = defaults::ATTEMPTS))]
     pub(super) attempts: Key<u8>,
 
+    /// Spare connections: for each cloud in use the engine keeps this many established to its endpoints, unused, so that
+    /// a new session need not wait for the round trip of a connect. It is the number for all workers together, whatever
+    /// their count, as each costs the endpoint something; with fewer than there are workers, some sessions find none.
+    /// They are spread by weight. One that is 20 to 30 s old is replaced by a fresh one.
+    ///
+    /// Give it only where the endpoint bears connections that say nothing for half a minute, and does nothing with one
+    /// before the first byte: HTTP, TLS, Redis, memcached, PostgreSQL (a backend process each, which counts towards
+    /// `max_connections`). Not with MySQL (10 s to log in, and a host that often fails to is blocked), SSH
+    /// (`MaxStartups`), or a service with a thread for each connection. A greeting is kept and passed on, but may be
+    /// half a minute old. Where the endpoint closes idle ones, only those are used that are younger than half that time.
+    /// Fast Open is not used for them. If the endpoint dies silently, the first bytes of a client may go to a spare that
+    /// nobody reads, and cannot be sent again to another endpoint.
+    #[schemars(range(min = 0, max = 1024), extend("default" = defaults::PRECONNECT))]
+    pub(super) preconnect: Key<u16>,
+
     /// How long an endpoint that comes back is given less than its weight, so that it fills its caches before it
     /// carries its full share. `"0s"` is off.
     #[schemars(extend("default" = time_text(defaults::SLOW_START), "x-min" = "0s"))]

@@ -186,6 +186,8 @@ pub struct Pool {
     pub connect_timeout: Duration,
     /// Attempts for one session, at least 1.
     pub attempts: u8,
+    /// Connections kept ready for each cloud, by all workers together.
+    pub preconnect: u16,
     /// How long an endpoint that comes back is given less than its weight; zero is off.
     pub slow_start: Duration,
     /// Probes; `None`: every endpoint counts as up.

@@ -149,7 +149,7 @@ mod tests {
             name: PoolName::from("p"),
             balance: Balance::Random,
             tiers: if clouds.is_empty() { Vec::new() } else { vec![tier] },
-            connect: Connect { timeout, attempts: 1, total: timeout },
+            connect: Connect { timeout, attempts: 1, total: timeout, spares: 0 },
             all_down,
         };
         Snapshot { generation: Generation(generation), listeners: Vec::new(), pools: vec![Arc::new(pool)] }

@@ -233,6 +233,7 @@ mod tests {
             when_all_down: crate::config::WhenAllDown::TryAnyway,
             connect_timeout: SECOND,
             attempts: 1,
+            preconnect: 0,
             slow_start: SECOND,
             health: None,
             endpoints: Vec::new(),

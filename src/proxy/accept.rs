@@ -60,10 +60,25 @@ pub(super) fn renew_limit() {
     LIMIT.store(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), Relaxed);
 }
 
+/// Descriptors that sessions and spares hold, and the reserve.
+fn taken(shared: &Shared) -> u64 {
+    let reserve = RESERVE + RESERVE_PER_WORKER * shared.sockets.workers() as u64;
+    shared.sessions.active() * PER_SESSION + shared.spares.load(Relaxed) + reserve
+}
+
+/// True while spares may be dialled: half of the descriptors are free.
+pub(super) fn is_roomy(shared: &Shared) -> bool {
+    taken(shared) < LIMIT.load(Relaxed) / 2
+}
+
+/// True when spares must give way: a quarter of the descriptors is left, which no session is to miss for them.
+pub(super) fn is_tight(shared: &Shared) -> bool {
+    taken(shared) >= LIMIT.load(Relaxed) / 4 * 3
+}
+
 /// Takes the next connection, unless the descriptors that are left are the reserve.
 pub(super) fn next(socket: impl AsFd, cell: &ListenerCell, shared: &Shared) -> Taken {
-    let reserve = RESERVE + RESERVE_PER_WORKER * shared.sockets.workers() as u64;
-    if shared.sessions.active() * PER_SESSION + reserve >= LIMIT.load(Relaxed) {
+    if taken(shared) >= LIMIT.load(Relaxed) {
         return short(cell, &Errno::MFILE.into());
     }
     take(socket, cell)

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     ids::EndpointIdentity,
     net,
-    state::{Connect, Endpoint, Report, SessionLimits},
+    state::{Connect, Endpoint, Report, SessionLimits, Shared},
     sys,
     telemetry::{Cause, End, Side, Stage},
 };
@@ -128,6 +128,20 @@ pub(super) fn begin(books: &mut Books, plan: Plan, eager: bool, now: Instant) ->
     (Attempt { plan, begun: now, deadline }, upstream)
 }
 
+/// A session begins on a connection that is established already. The books know of it from here on; what the endpoint's
+/// connect times are was learnt when it was dialled.
+pub(super) fn begin_on_spare(books: &mut Books, plan: Plan, now: Instant) -> Arc<SessionLimits> {
+    books.attempt(Arc::clone(&plan.endpoint));
+    plan.endpoint.cell.given_spare();
+    books.connected = Some(now.max(books.started));
+    plan.limits
+}
+
+/// Begins a connection that no session waits for.
+pub(super) fn begin_spare(endpoint: &Endpoint, socket: &net::Outgoing) -> Result<Peer, End> {
+    net::begin(endpoint.address(), socket, false).map(Peer::new).map_err(|error| refusal(endpoint, &error))
+}
+
 impl Plan {
     /// True when no further attempt may be made.
     fn is_spent(&self, books: &Books) -> bool {
@@ -135,19 +149,21 @@ impl Plan {
             || (books.attempts > 0 && Instant::now() >= books.started + self.connect.total)
     }
 
-    /// How a dial that failed with this error ends the attempt.
     fn refusal(&self, error: &io::Error) -> End {
-        let cause = Cause::of(error);
-        if cause == Cause::Local && REFUSED_OPTION.is_due() {
-            let identity = &self.endpoint.identity;
-            let (cloud, endpoint) = (&identity.cloud, identity.address);
-            tracing::warn!(%cloud, %endpoint, %error, "this machine cannot dial as the cloud's settings say");
-        }
-        // What this machine lacks says nothing about the endpoint.
-        let side =
-            if matches!(cause, Cause::Exhausted | Cause::Local) { Side::Proxy } else { Side::Upstream };
-        End { side, stage: Stage::Connect, cause }
+        refusal(&self.endpoint, error)
     }
+}
+
+/// How a dial that failed with this error ends.
+fn refusal(endpoint: &Endpoint, error: &io::Error) -> End {
+    let cause = Cause::of(error);
+    if cause == Cause::Local && REFUSED_OPTION.is_due() {
+        let (cloud, endpoint) = (&endpoint.identity.cloud, endpoint.identity.address);
+        tracing::warn!(%cloud, %endpoint, %error, "this machine cannot dial as the cloud's settings say");
+    }
+    // What this machine lacks says nothing about the endpoint.
+    let side = if matches!(cause, Cause::Exhausted | Cause::Local) { Side::Proxy } else { Side::Upstream };
+    End { side, stage: Stage::Connect, cause }
 }
 
 impl Attempt {
@@ -159,14 +175,18 @@ impl Attempt {
 
     /// What a socket that has become writable, or has failed, has come to.
     pub(super) fn outcome(&self, upstream: impl AsFd, failed: bool) -> Result<(), End> {
-        let address = self.plan.endpoint.address();
-        match failed.then(|| net::take_error(&upstream)).flatten() {
-            Some(error) => Err(self.plan.refusal(&error)),
-            None if net::met_itself(&upstream, address) => {
-                Err(self.plan.refusal(&io::ErrorKind::ConnectionRefused.into()))
-            }
-            None => Ok(()),
+        outcome(&self.plan.endpoint, upstream, failed)
+    }
+}
+
+/// What a dial has come to whose socket has become writable, or has failed.
+pub(super) fn outcome(endpoint: &Endpoint, upstream: impl AsFd, failed: bool) -> Result<(), End> {
+    match failed.then(|| net::take_error(&upstream)).flatten() {
+        Some(error) => Err(refusal(endpoint, &error)),
+        None if net::met_itself(&upstream, endpoint.address()) => {
+            Err(refusal(endpoint, &io::ErrorKind::ConnectionRefused.into()))
         }
+        None => Ok(()),
     }
 }
 
@@ -192,10 +212,15 @@ async fn finish(client: &Watched<'_>, upstream: Peer, attempt: &Attempt) -> Resu
 
 fn failed(books: &Books, endpoint: &Endpoint, end: End) {
     endpoint.cell.connect_failed(end.cause);
+    report(&books.shared, endpoint, end);
+}
+
+/// Tells the control plane that a dial has failed, if that says something about the endpoint.
+pub(super) fn report(shared: &Shared, endpoint: &Endpoint, end: End) {
     // Where this machine cannot dial, probes cannot either: they are to find out soon.
     if end.side == Side::Upstream || end.cause == Cause::Local {
         let report = Report::ConnectFailed { endpoint: Arc::clone(&endpoint.identity), cause: end.cause };
-        books.shared.reports.send(report);
+        shared.reports.send(report);
     }
 }
 
@@ -222,9 +247,9 @@ fn has_left(client: &Watched<'_>) -> bool {
     peek(client.get_ref()) == Some(0)
 }
 
-/// True when the client's first bytes are here.
-pub(super) fn has_sent(client: impl AsFd) -> bool {
-    peek(client) == Some(1)
+/// True when the peer's first bytes are here.
+pub(super) fn has_sent(peer: impl AsFd) -> bool {
+    peek(peer) == Some(1)
 }
 
 /// The number of bytes that a read of one would get: 0 at the end of the stream, `None` while nothing has come.

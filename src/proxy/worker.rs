@@ -16,6 +16,7 @@ use super::{
     listener, relay, session,
 };
 use crate::{
+    ids::Generation,
     net,
     state::{ListenerCell, Phase, Shared, SocketCommand, use_lane},
     sys,
@@ -83,8 +84,15 @@ impl Worker {
             })?);
             name = format!("slow-{number}");
         }
-        let half =
-            TokioHalf { number, shared: Arc::clone(shared), mailbox, handovers, open: Vec::new(), most: 0 };
+        let half = TokioHalf {
+            number,
+            shared: Arc::clone(shared),
+            mailbox,
+            handovers,
+            open: Vec::new(),
+            most: 0,
+            seen: Generation::default(),
+        };
         // Seen from here on: the process may be told to stop before this thread first runs.
         let phases = shared.sessions.watch();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -139,6 +147,8 @@ struct TokioHalf {
     open: Vec<Open>,
     /// The most sessions since memory was given back.
     most: u64,
+    /// The snapshot that was last looked at.
+    seen: Generation,
 }
 
 /// A listener that this worker accepts on.
@@ -192,6 +202,7 @@ impl TokioHalf {
     fn tidy(&mut self) {
         relay::trim();
         accept::renew_limit();
+        self.look();
         // The allocator is the whole process's.
         if self.number != 0 {
             return;
@@ -201,6 +212,17 @@ impl TokioHalf {
         if self.most >= MANY && active <= self.most / 2 {
             self.most = active;
             sys::give_memory_back();
+        }
+    }
+
+    /// Tells the engine of a snapshot that asks for spares. While it keeps some, it looks by itself.
+    fn look(&mut self) {
+        let snapshot = self.shared.snapshot();
+        if snapshot.generation != self.seen {
+            self.seen = snapshot.generation;
+            if snapshot.pools.iter().any(|pool| pool.connect.spares > 0) {
+                self.post(Command::Look);
+            }
         }
     }
 

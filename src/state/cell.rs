@@ -21,6 +21,8 @@ pub struct EndpointCell {
     /// In the same way.
     connect_ewma_nanos: AtomicU64,
     lanes: Lanes<EndpointLane>,
+    /// Its spares: connections that wait for a session.
+    pub spares: SpareCell,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +32,78 @@ struct EndpointLane {
     sessions: AtomicU64,
     connect: Histogram,
     connect_failures: [AtomicU64; Cause::ALL.len()],
+}
+
+/// What is measured of the spares of an endpoint.
+#[derive(Debug, Default)]
+pub struct SpareCell {
+    ready: AtomicU64,
+    ends: [AtomicU64; SpareEnd::ALL.len()],
+    failures: AtomicU64,
+}
+
+/// What became of a spare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpareEnd {
+    /// A session took it.
+    Used,
+    /// The endpoint closed or reset it.
+    Endpoint,
+    /// It grew too old.
+    Age,
+    /// It was not wanted any more: another snapshot, a drain, or a shortage of descriptors.
+    Withdrawn,
+}
+
+impl SpareEnd {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Used, Self::Endpoint, Self::Age, Self::Withdrawn];
+
+    /// The word in labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Used => "used",
+            Self::Endpoint => "endpoint",
+            Self::Age => "age",
+            Self::Withdrawn => "withdrawn",
+        }
+    }
+}
+
+impl SpareCell {
+    /// One is established.
+    pub fn begin(&self) {
+        self.ready.fetch_add(1, Relaxed);
+    }
+
+    /// One is a spare no more.
+    pub fn finish(&self, end: SpareEnd) {
+        self.ready.fetch_sub(1, Relaxed);
+        if let Some(count) = self.ends.get(end as usize) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// One could not be dialled.
+    pub fn fail(&self) {
+        self.failures.fetch_add(1, Relaxed);
+    }
+
+    /// Those that are ready.
+    pub fn ready(&self) -> u64 {
+        self.ready.load(Relaxed)
+    }
+
+    /// What became of those before, by place in [`SpareEnd::ALL`].
+    pub fn ends(&self) -> [u64; SpareEnd::ALL.len()] {
+        self.ends.each_ref().map(|count| count.load(Relaxed))
+    }
+
+    /// Dials that failed.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
+    }
 }
 
 impl EndpointCell {
@@ -47,8 +121,20 @@ impl EndpointCell {
     pub fn connected(&self, took: Duration) {
         self.lanes.with(|lane| {
             lane.sessions.fetch_add(1, Relaxed);
-            lane.connect.observe(took);
         });
+        self.dialled(took);
+    }
+
+    /// A session was given a connection that was dialled before.
+    pub fn given_spare(&self) {
+        self.lanes.with(|lane| {
+            lane.sessions.fetch_add(1, Relaxed);
+        });
+    }
+
+    /// A connection was established after `took`, for a session or as a spare.
+    pub fn dialled(&self, took: Duration) {
+        self.lanes.with(|lane| lane.connect.observe(took));
         let sample = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let old = self.connect_ewma_nanos.load(Relaxed);
         // Peak EWMA (Finagle): a slower answer counts at once, a quicker one by an eighth.
@@ -93,7 +179,7 @@ impl EndpointCell {
         (to_upstream, self.lanes.sum(|lane| lane.to_client.load(Relaxed)))
     }
 
-    /// Durations of attempts that connected.
+    /// Durations of attempts that connected, those of spares included.
     #[must_use]
     pub fn connect(&self) -> HistogramReading {
         sum_of(self.lanes.iter().map(|lane| &lane.connect))

@@ -10,7 +10,7 @@ mod sessions;
 mod snapshot;
 mod sockets;
 
-pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, WorkerCell};
+pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, SpareCell, SpareEnd, WorkerCell};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use lanes::use_lane;
 pub use reports::{Report, ReportReceiver, Reports};
@@ -18,7 +18,10 @@ pub use sessions::{Phase, Sessions};
 pub use snapshot::{AllDown, Connect, Endpoint, Group, Listener, Pool, SessionLimits, Snapshot, Tier};
 pub use sockets::{SocketCommand, Sockets};
 
-use std::{net::TcpListener, sync::Arc};
+use std::{
+    net::TcpListener,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -34,6 +37,8 @@ pub struct Shared {
     pub sessions: Sessions,
     /// The workers' open listeners.
     pub sockets: Sockets,
+    /// Descriptors that the workers' spares hold.
+    pub spares: AtomicU64,
     /// What each worker measures of itself.
     pub workers: Box<[WorkerCell]>,
     /// Where a session's line goes when it ends.
@@ -51,6 +56,7 @@ impl Shared {
             sessions: Sessions::new(),
             workers: (0..sockets.workers()).map(|_| WorkerCell::default()).collect(),
             sockets,
+            spares: AtomicU64::new(0),
             session_log,
         }
     }

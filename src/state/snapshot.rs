@@ -97,6 +97,8 @@ pub struct Connect {
     pub attempts: u8,
     /// Time for all attempts together.
     pub total: Duration,
+    /// Established connections that are kept ready for each group, by all workers together.
+    pub spares: u16,
 }
 
 /// Clouds of equal preference.

@@ -22,3 +22,4 @@ mod peers;
 mod relay;
 mod reload;
 mod sockets;
+mod spares;

@@ -235,3 +235,27 @@ fn a_cloud_that_rejects_costs_a_session_nothing_but_another_attempt() {
         assert_eq!(ask(BIND).await.unwrap(), "aws1");
     });
 }
+
+#[test]
+fn a_session_with_a_spare_begins_at_once_where_a_connect_would_be_late() {
+    let Some(net) = Net::new("a_session_with_a_spare_begins_at_once") else { return };
+    net.run(async || {
+        let aws = upstream(AWS, "aws1").await;
+        let tables = pool("web", "preconnect = 8", &[("aws", aws.address)]) + &listener(BIND, "web", "");
+        let proxy = Proxy::start(setup(tables)).await;
+        let ready = async || proxy.metric("twinspan_spare_connections", &[]).await;
+        eventually_within(Duration::from_secs(30), "spares", async || (ready().await == 8).then_some(()))
+            .await;
+        // Nobody is connected to any more; what is established goes on. Each worker has four spares.
+        rule("-A", &["-d", &AWS.to_string(), "-p", "tcp", "--syn"]);
+        for left in (4..8).rev() {
+            let start = Instant::now();
+            assert_eq!(soon("an answer", ask(BIND)).await.unwrap(), "aws1");
+            let took = start.elapsed();
+            // The kernel repeats a lost SYN after a second.
+            assert!(took < Duration::from_millis(900), "{took:?}");
+            assert_eq!(ready().await, left);
+        }
+        assert_eq!(aws.accepted(), 8);
+    });
+}

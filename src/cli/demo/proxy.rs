@@ -200,6 +200,7 @@ fn pool(clouds: &[Cloud]) -> config::Pool {
         when_all_down: config::WhenAllDown::TryAnyway,
         connect_timeout: milliseconds(300),
         attempts: defaults::ATTEMPTS,
+        preconnect: defaults::PRECONNECT,
         slow_start: milliseconds(1_000),
         health: Some(config::Health {
             // An answer, not only a connection: a frozen endpoint still connects.

@@ -45,6 +45,7 @@ impl Build<'_> {
         }
         let pools: Vec<Option<Pool>> = tables.iter().map(|table| self.pool(table, &clouds)).collect();
         self.unused_clouds(tables, clouds);
+        self.preconnects(file, tables);
         pools.into_iter().collect()
     }
 
@@ -70,6 +71,21 @@ impl Build<'_> {
                     .hint("give each its own name".to_owned())
                     .also(first.get().clone(), "the first one"),
             ),
+        }
+    }
+
+    /// Tells of spares that nobody would keep.
+    fn preconnects(&mut self, file: &File, tables: &[Spanned<file::Pool>]) {
+        if file.engine.get().copied().unwrap_or(defaults::ENGINE) {
+            return;
+        }
+        for key in tables.iter().map(|table| &table.get_ref().preconnect) {
+            if key.get().is_some_and(|count| *count > 0) {
+                self.tell(
+                    Problem::at(Code::NoEffect, place(key.span()), "`preconnect` with `engine = false`")
+                        .label("no effect: only the engine keeps spare connections"),
+                );
+            }
         }
     }
 
@@ -101,6 +117,7 @@ impl Build<'_> {
             when_all_down: pool.when_all_down.get().map_or(defaults::WHEN_ALL_DOWN, |word| word.0),
             connect_timeout: pool.connect_timeout.get().map_or(defaults::CONNECT_TIMEOUT, |time| time.0),
             attempts: pool.attempts.get().copied().unwrap_or(defaults::ATTEMPTS),
+            preconnect: pool.preconnect.get().copied().unwrap_or(defaults::PRECONNECT),
             slow_start: pool.slow_start.get().map_or(defaults::SLOW_START, |time| time.0),
             health: health?,
             endpoints: endpoints?,

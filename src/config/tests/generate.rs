@@ -157,14 +157,20 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
             .map(|(text, endpoint)| Endpoint { address: written(&text), ..endpoint })
             .collect::<Vec<_>>()
     });
-    let settings =
-        (balance(), any::<bool>(), time(0, 86_399), 1..17_u8, time(0, 86_399), option::of(health()));
+    let settings = (
+        balance(),
+        any::<bool>(),
+        time(0, 86_399),
+        (1..17_u8, 0..1025_u16),
+        time(0, 86_399),
+        option::of(health()),
+    );
     (endpoints, any::<bool>(), vec(0..1001_u32, 4), settings).prop_map(
         move |(
             endpoints,
             weighted,
             shares,
-            (balance, refuse, connect_timeout, attempts, slow_start, health),
+            (balance, refuse, connect_timeout, (attempts, preconnect), slow_start, health),
         )| Pool {
             name: PoolName::from(name.as_str()),
             policy: policy(&endpoints, weighted, &shares),
@@ -172,6 +178,7 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
             when_all_down: if refuse { WhenAllDown::Refuse } else { WhenAllDown::TryAnyway },
             connect_timeout: connect_timeout + Duration::from_millis(1),
             attempts,
+            preconnect,
             slow_start,
             health,
             endpoints,

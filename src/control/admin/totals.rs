@@ -10,7 +10,7 @@ use std::{
 use crate::{
     control::Overview,
     ids::{CloudName, PoolName},
-    state::{EndpointCell, HistogramReading},
+    state::{EndpointCell, HistogramReading, SpareEnd},
     telemetry::Cause,
 };
 
@@ -40,6 +40,12 @@ pub(super) struct Sums {
     pub(super) failures: [u64; Cause::ALL.len()],
     /// Durations of attempts that connected.
     pub(super) connect: HistogramReading,
+    /// Spares that are ready now.
+    pub(super) spares: u64,
+    /// What became of spares, by place in [`SpareEnd::ALL`].
+    pub(super) spare_ends: [u64; SpareEnd::ALL.len()],
+    /// Spares that could not be dialled.
+    pub(super) spare_failures: u64,
 }
 
 #[derive(Debug, Default)]
@@ -118,7 +124,7 @@ impl Ledger {
 impl Tracked {
     /// What the cell counted for its group, with the sessions of now.
     fn reading(&self) -> Sums {
-        Sums { active: self.cell.active(), ..self.counted() }
+        Sums { active: self.cell.active(), spares: self.cell.spares.ready(), ..self.counted() }
     }
 
     fn counted(&self) -> Sums {
@@ -134,12 +140,26 @@ impl Sums {
             *count = seen;
         }
         let connect = cell.connect();
-        Self { active: 0, sessions: cell.sessions(), to_upstream, to_client, failures, connect }
+        Self {
+            active: 0,
+            sessions: cell.sessions(),
+            to_upstream,
+            to_client,
+            failures,
+            connect,
+            spares: 0,
+            spare_ends: cell.spares.ends(),
+            spare_failures: cell.spares.failures(),
+        }
     }
 
     fn since(&self, before: &Self) -> Self {
         let mut failures = self.failures;
         for (count, earlier) in failures.iter_mut().zip(before.failures) {
+            *count = count.saturating_sub(earlier);
+        }
+        let mut spare_ends = self.spare_ends;
+        for (count, earlier) in spare_ends.iter_mut().zip(before.spare_ends) {
             *count = count.saturating_sub(earlier);
         }
         Self {
@@ -149,6 +169,9 @@ impl Sums {
             to_client: self.to_client.saturating_sub(before.to_client),
             failures,
             connect: self.connect.since(&before.connect),
+            spares: 0,
+            spare_ends,
+            spare_failures: self.spare_failures.saturating_sub(before.spare_failures),
         }
     }
 
@@ -162,6 +185,11 @@ impl Sums {
             *count += more;
         }
         self.connect.add(&other.connect);
+        self.spares += other.spares;
+        for (count, more) in self.spare_ends.iter_mut().zip(other.spare_ends) {
+            *count += more;
+        }
+        self.spare_failures += other.spare_failures;
     }
 }
 
@@ -210,6 +238,30 @@ mod tests {
             assert_eq!((after.to_upstream, after.sessions, after.active), (206, 2, 0));
             assert_eq!((after.failures.iter().sum::<u64>(), after.connect.count()), (2, 2));
         }
+    }
+
+    #[test]
+    fn spares_of_an_endpoint_that_goes_stay_counted_and_are_no_longer_there() {
+        let totals = Totals::default();
+        let (stays, goes) = (endpoint("db", "aws", "10.0.0.1:1"), endpoint("db", "aws", "10.0.0.2:1"));
+        for cell in [&stays.cell, &goes.cell] {
+            cell.spares.begin();
+            cell.spares.begin();
+            cell.spares.finish(SpareEnd::Age);
+            cell.spares.fail();
+        }
+        let seen = |overview| {
+            let sums = totals.read(&overview).remove(&group("aws")).unwrap();
+            (sums.spares, sums.spare_ends, sums.spare_failures, sums.sessions)
+        };
+        assert_eq!(seen(overview(vec![stays.clone(), goes.clone()])), (2, [0, 0, 2, 0], 2, 0));
+        goes.cell.spares.finish(SpareEnd::Withdrawn);
+        drop(goes);
+        assert_eq!(seen(overview(vec![stays.clone()])), (1, [0, 0, 2, 1], 2, 0));
+        stays.cell.spares.finish(SpareEnd::Used);
+        stays.cell.given_spare();
+        assert_eq!(seen(overview(vec![stays.clone()])), (0, [1, 0, 2, 1], 2, 1));
+        assert_eq!(stays.cell.connect_ewma(), Duration::ZERO, "nothing was dialled");
     }
 
     #[test]

@@ -146,6 +146,7 @@ fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool 
             timeout: pool.connect_timeout,
             attempts: pool.attempts,
             total: pool.connect_timeout * u32::from(pool.attempts),
+            spares: pool.preconnect,
         },
         all_down,
     }

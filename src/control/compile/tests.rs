@@ -48,6 +48,7 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
             when_all_down: WhenAllDown::TryAnyway,
             connect_timeout: defaults::CONNECT_TIMEOUT,
             attempts: 4,
+            preconnect: 0,
             slow_start: Duration::from_secs(10),
             health,
             endpoints: endpoints.iter().map(|(address, cloud)| endpoint(address, cloud)).collect(),

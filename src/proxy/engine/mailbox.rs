@@ -28,6 +28,8 @@ pub(in crate::proxy) enum Command {
     Begin(Peer, Books),
     /// Carry a session whose connections are established.
     Adopt(Box<Pair>),
+    /// Look at the snapshot: it asks for spares.
+    Look,
     /// Take what waits in the accept queues, and then no new session.
     Drain,
     /// Reset what is left, and end.

@@ -7,6 +7,7 @@ mod mailbox;
 mod poll;
 mod session;
 mod slots;
+mod spares;
 mod timer;
 mod wheel;
 
@@ -28,6 +29,7 @@ use self::{
     poll::{BELL, Patience, Poll, TIMER},
     session::{Outcome, Session},
     slots::{Slots, Token, Which},
+    spares::Spares,
     timer::Timer,
 };
 use super::{
@@ -63,6 +65,7 @@ pub(super) struct Engine {
     timer: Timer,
     listeners: Listeners,
     sessions: Slots<Session>,
+    spares: Spares,
     runnable: Vec<Token>,
     now: Instant,
     /// The other worker that was looked at last.
@@ -97,6 +100,7 @@ impl Engine {
             timer,
             listeners: Listeners::default(),
             sessions: Slots::new(),
+            spares: Spares::new(number),
             runnable: Vec::new(),
             now,
             looked_at: number,
@@ -128,6 +132,9 @@ impl Engine {
                 (false, true) => Patience::Brief,
                 (false, false) => Patience::Long,
             };
+            if let Some(at) = self.spares.tend(&self.poll, &self.shared, self.now) {
+                self.timer.chore(at);
+            }
             self.timer.arm(self.now);
         }
     }
@@ -143,7 +150,10 @@ impl Engine {
                         enqueue(&mut self.runnable, token, session);
                     }
                 }
-                None => self.listeners.ready(word),
+                None => match Token::from_spare_word(word) {
+                    Some(token) => self.spares.note(token, event.flags, &self.shared, self.now),
+                    None => self.listeners.ready(word),
+                },
             },
         }
     }
@@ -187,16 +197,27 @@ impl Engine {
             }
             Outcome::Again => enqueue(&mut self.runnable, token, session),
             Outcome::Ended(end) => self.end(token, end),
+            Outcome::Redial => {
+                if let Some((client, upstream, mut books)) = self.take_apart(token) {
+                    upstream.close();
+                    books.connected = None;
+                    self.begin(client, books);
+                }
+            }
             Outcome::Handover(attempt, connecting) => {
-                if let Some(session) = self.take(token) {
-                    let Session { client, upstream, books, .. } = *session;
-                    // Epoll would go on watching what has another owner.
-                    self.poll.delete(&client).unwrap_or_default();
-                    self.poll.delete(&upstream).unwrap_or_default();
+                if let Some((client, upstream, books)) = self.take_apart(token) {
                     self.hand_over(client, books, (attempt, connecting.map(|()| upstream)));
                 }
             }
         }
+    }
+
+    fn take_apart(&mut self, token: Token) -> Option<(Peer, Peer, Books)> {
+        let Session { client, upstream, books, .. } = *self.take(token)?;
+        // Epoll would go on watching what has another owner.
+        self.poll.delete(&client).unwrap_or_default();
+        self.poll.delete(&upstream).unwrap_or_default();
+        Some((client, upstream, books))
     }
 
     fn hand_over(&self, client: Peer, books: Books, begun: connect::Begun) {
@@ -290,6 +311,13 @@ impl Engine {
         let Some(plan) = connect::plan(&mut books, &[]) else {
             return books.close(connect::NO_ENDPOINT);
         };
+        // A spare that has ended under a session was enough.
+        let wanted = (books.attempts == 0).then_some((&*plan.endpoint, books.generation));
+        let spare = wanted.and_then(|wanted| self.spares.take(wanted, &self.poll, &self.shared, self.now));
+        if let Some(upstream) = spare {
+            let limits = connect::begin_on_spare(&mut books, plan, self.now);
+            return self.insert(Session::on_spare(client, upstream, limits, books, self.now));
+        }
         let eager = connect::has_sent(&client);
         match connect::begin(&mut books, plan, eager, self.now) {
             (attempt, Ok(upstream)) => {
@@ -352,8 +380,15 @@ impl Engine {
                 let Pair { client, upstream, books, limits } = *pair;
                 self.insert(Session::relaying(client, upstream, limits, books, self.now));
             }
-            Command::Drain => self.listeners.close(None, &self.poll, self.now),
-            Command::Stop => self.stopped = true,
+            Command::Look => self.spares.wake(self.now),
+            Command::Drain => {
+                self.spares.close(&self.shared);
+                self.listeners.close(None, &self.poll, self.now);
+            }
+            Command::Stop => {
+                self.spares.close(&self.shared);
+                self.stopped = true;
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use super::slots::Which;
 use crate::{
     net,
     proxy::{
-        connect::{Attempt, GLANCE},
+        connect::{self, Attempt, GLANCE},
         peer::Peer,
         relay::{self, Relay, Socket, Turn},
         session::Books,
@@ -36,6 +36,8 @@ pub(super) struct Session {
     pub(super) alarm: Option<Instant>,
     /// Waits for its turn already.
     pub(super) queued: bool,
+    /// Its upstream connection was a spare, and nothing has come of it yet.
+    on_spare: bool,
 }
 
 /// How far it has come.
@@ -54,6 +56,8 @@ pub(super) enum Outcome {
     Again,
     /// It is over.
     Ended(End),
+    /// Its spare has ended before anything was sent over it: a connection is to be dialled, as if there had been none.
+    Redial,
     /// The attempt has failed, or is late: tokio goes on with it.
     Handover(Attempt, Result<(), End>),
 }
@@ -75,6 +79,17 @@ impl Session {
         Self::new(client, upstream, Stage::Relaying(Relay::new(now, limits)), books)
     }
 
+    /// The same, on a connection that was a spare.
+    pub(super) fn on_spare(
+        client: Peer,
+        upstream: Peer,
+        limits: Arc<SessionLimits>,
+        books: Books,
+        now: Instant,
+    ) -> Self {
+        Self { on_spare: true, ..Self::relaying(client, upstream, limits, books, now) }
+    }
+
     fn new(client: Peer, upstream: Peer, stage: Stage, books: Books) -> Self {
         Self {
             client,
@@ -87,6 +102,7 @@ impl Session {
             books,
             alarm: None,
             queued: false,
+            on_spare: false,
         }
     }
 
@@ -126,6 +142,14 @@ impl Session {
         let Stage::Relaying(relay) = &mut self.stage else {
             return Outcome::Ended(End { side: Side::Proxy, stage: At::Connect, cause: Cause::Panic });
         };
+        if self.on_spare {
+            // Later than this it is the endpoint's word on a session, and passed on.
+            self.on_spare = relay.is_untouched() && now < self.books.started + GLANCE;
+            let over = self.upstream_ready.has(Ready::ENDED | Ready::FAILED | Ready::GONE);
+            if self.on_spare && over && !connect::has_sent(&self.upstream) {
+                return Outcome::Redial;
+            }
+        }
         let client = Half { peer: &self.client, ready: &self.client_ready };
         let upstream = Half { peer: &self.upstream, ready: &self.upstream_ready };
         let pair = relay::Pair { client: &client, upstream: &upstream };

@@ -16,8 +16,11 @@ pub(super) enum Which {
     Upstream,
 }
 
-/// Slots are numbered below this, as a word that epoll carries has one bit for the [`Which`].
-const MOST: usize = 1 << 31;
+/// Slots are numbered below this, as a word that epoll carries has one bit for the [`Which`], and one for spares.
+const MOST: usize = 1 << 30;
+
+/// Set in the words of spares, and in no session's.
+const SPARE: u64 = 1 << 31;
 
 impl Token {
     /// The word that epoll gives back. Words below 2^32 are nobody's.
@@ -25,11 +28,26 @@ impl Token {
         u64::from(self.generation) << 32 | u64::from(self.slot) << 1 | u64::from(which == Which::Upstream)
     }
 
-    /// The token and the end that a word means; `None` for words that are nobody's.
+    /// The token and the end that a word means; `None` for words that are no session's.
     pub(super) fn from_word(word: u64) -> Option<(Self, Which)> {
+        let token = Self::read(word).filter(|_| word & SPARE == 0)?;
+        Some((token, if word & 1 == 0 { Which::Client } else { Which::Upstream }))
+    }
+
+    /// The word of a spare; never that of a session, a listener or the engine's own.
+    pub(super) fn spare_word(self) -> u64 {
+        self.word(Which::Upstream) | SPARE
+    }
+
+    /// The token of a spare that a word means; `None` for words that are no spare's.
+    pub(super) fn from_spare_word(word: u64) -> Option<Self> {
+        Self::read(word & !SPARE).filter(|_| word & SPARE != 0)
+    }
+
+    fn read(word: u64) -> Option<Self> {
         let generation = u32::try_from(word >> 32).ok().filter(|generation| *generation != 0)?;
-        let slot = u32::try_from((word & u64::from(u32::MAX)) >> 1).ok()?;
-        Some((Self { slot, generation }, if word & 1 == 0 { Which::Client } else { Which::Upstream }))
+        let slot = u32::try_from((word & u64::from(u32::MAX) & !SPARE) >> 1).ok()?;
+        Some(Self { slot, generation })
     }
 }
 
@@ -54,7 +72,7 @@ impl<T> Slots<T> {
         Self { slots: Vec::new(), free: Vec::new(), first_generation: 1, taken: 0 }
     }
 
-    /// Puts a thing into a free slot; gives it back when there are 2^31 already.
+    /// Puts a thing into a free slot; gives it back when there are 2^30 already.
     pub(super) fn insert(&mut self, content: Box<T>) -> Result<Token, Box<T>> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -151,5 +169,21 @@ mod tests {
             }
         }
         assert_eq!(Token::from_word(u64::from(u32::MAX)), None);
+    }
+
+    #[test]
+    fn the_words_of_spares_are_no_session_s_and_the_other_way_round() {
+        for slot in [0, 1, 77, u32::try_from(MOST - 1).unwrap()] {
+            for generation in [1, 2, u32::MAX] {
+                let token = Token { slot, generation };
+                assert_eq!(Token::from_spare_word(token.spare_word()), Some(token));
+                assert_eq!(Token::from_word(token.spare_word()), None);
+                for which in [Which::Client, Which::Upstream] {
+                    assert_eq!(Token::from_word(token.word(which)), Some((token, which)));
+                    assert_eq!(Token::from_spare_word(token.word(which)), None);
+                }
+            }
+        }
+        assert_eq!(Token::from_spare_word(u64::from(u32::MAX)), None);
     }
 }

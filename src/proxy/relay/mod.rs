@@ -166,6 +166,12 @@ impl Relay {
         self.to_upstream.is_bulk() || self.to_client.is_bulk()
     }
 
+    /// True until a byte was taken from a peer, or an end was passed on.
+    pub(super) fn is_untouched(&self) -> bool {
+        let stalled = self.to_upstream.is_stalled() || self.to_client.is_stalled();
+        matches!(self.state, State::Open) && self.moved() == Moved::default() && !stalled
+    }
+
     /// Bytes delivered so far.
     pub(super) const fn moved(&self) -> Moved {
         Moved { to_upstream: self.to_upstream.moved, to_client: self.to_client.moved }

@@ -28,7 +28,8 @@ fn pool(balance: Balance, tiers: &[&[(&str, u32, usize)]]) -> Pool {
             cell: Arc::default(),
         })
         .collect();
-    let connect = Connect { timeout: Duration::from_secs(1), attempts: 4, total: Duration::from_secs(4) };
+    let connect =
+        Connect { timeout: Duration::from_secs(1), attempts: 4, total: Duration::from_secs(4), spares: 0 };
     Pool { name: PoolName::from("p"), balance, tiers, connect, all_down: None }
 }
 

@@ -41,7 +41,7 @@ const LIMITS: SessionLimits = SessionLimits {
 };
 
 const CONNECT: Connect =
-    Connect { timeout: Duration::from_secs(2), attempts: 3, total: Duration::from_secs(10) };
+    Connect { timeout: Duration::from_secs(2), attempts: 3, total: Duration::from_secs(10), spares: 0 };
 
 /// A data plane with one listener.
 struct Plane {

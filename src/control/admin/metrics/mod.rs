@@ -24,7 +24,7 @@ use self::page::{Family, Label, Page};
 use super::totals::{Group, Sums};
 use crate::{
     control::{EndpointView, Overview, View, health::Verdict},
-    state::Phase,
+    state::{Phase, SpareEnd},
     telemetry::Cause,
 };
 
@@ -69,6 +69,7 @@ impl Collector for Scrape {
         listeners(&mut page, &overview)?;
         pools(&mut page, view, &overview)?;
         groups(&mut page, &totals)?;
+        spares(&mut page, &totals)?;
         endpoints(&mut page, &overview)?;
         let dropped = view.totals.series_dropped.fetch_add(page.dropped, Relaxed) + page.dropped;
         page.make_room();
@@ -271,7 +272,7 @@ fn groups(page: &mut Page<'_>, totals: &BTreeMap<Group, Sums>) -> fmt::Result {
         || totals.iter().map(|((pool, cloud), sums)| (label(pool.as_str()), label(cloud.as_str()), sums));
     page.histograms(
         "twinspan_upstream_connect_duration_seconds",
-        "Time that successful attempts to connect took.",
+        "Time that successful attempts to connect took, those of spare connections included.",
         ["pool", "cloud"],
         groups().map(|(pool, cloud, sums)| ([pool, cloud], sums.connect.clone())),
     )?;
@@ -292,6 +293,41 @@ fn groups(page: &mut Page<'_>, totals: &BTreeMap<Group, Sums>) -> fmt::Result {
             [("to_upstream", sums.to_upstream), ("to_client", sums.to_client)]
                 .map(|(direction, count)| ([pool.clone(), cloud.clone(), direction.into()], count))
         }),
+    )
+}
+
+/// Groups that never had a spare are left out.
+fn spares(page: &mut Page<'_>, totals: &BTreeMap<Group, Sums>) -> fmt::Result {
+    let groups = || {
+        let had = |sums: &Sums| {
+            let ended: u64 = sums.spare_ends.iter().sum();
+            sums.spares + ended + sums.spare_failures > 0
+        };
+        totals
+            .iter()
+            .filter(move |(_, sums)| had(sums))
+            .map(|((pool, cloud), sums)| ([label(pool.as_str()), label(cloud.as_str())], sums))
+    };
+    page.gauges(
+        "twinspan_spare_connections",
+        "Spare connections that are ready: established, without a session.",
+        ["pool", "cloud"],
+        groups().map(|(names, sums)| (names, sums.spares as f64)),
+    )?;
+    page.counters(
+        "twinspan_spare_connections_ended",
+        "Spare connections that a session has `used`, the `endpoint` has closed, `age` has ended, or that were `withdrawn`.",
+        ["pool", "cloud", "reason"],
+        groups().flat_map(|([pool, cloud], sums)| {
+            let ends = SpareEnd::ALL.into_iter().zip(sums.spare_ends);
+            ends.map(move |(end, count)| ([pool.clone(), cloud.clone(), end.as_str().into()], count))
+        }),
+    )?;
+    page.counters(
+        "twinspan_spare_connect_failures",
+        "Spare connections that could not be established. They are not among the failed attempts of sessions.",
+        ["pool", "cloud"],
+        groups().map(|(names, sums)| (names, sums.spare_failures)),
     )
 }
 
