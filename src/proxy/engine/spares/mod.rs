@@ -14,12 +14,13 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, epoll::EventFlags};
 use tokio::time::Instant;
 
-use self::store::{Dial, Gone, Store, Wanted};
+use self::store::{AGE_MOST, Dial, Gone, Store, Wanted};
 use super::{poll::Poll, session::Session, slots::Token};
 use crate::{
     ids::Generation,
+    net::{self, Keepalive},
     proxy::{accept, connect, peer::Peer},
-    state::{Endpoint, Group, Shared, Snapshot, SpareEnd},
+    state::{Endpoint, Group, Pool, Shared, Snapshot, SpareEnd},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -166,13 +167,14 @@ impl Spares {
     /// Dials what is lacking. True when there is more to dial.
     fn dial(&mut self, poll: &Poll, shared: &Shared, now: Instant) -> bool {
         for _ in 0..DIALS {
-            let Some(Dial { place, endpoint, socket }) = self.store.due(now) else {
+            let Some(Dial { place, endpoint, socket, keepalive }) = self.store.due(now) else {
                 return false;
             };
             if !accept::is_roomy(shared) {
                 return false;
             }
             let begun = connect::begin_spare(&endpoint, &socket)
+                .inspect(|upstream| keepalive.into_iter().for_each(|how| net::guard(upstream, how)))
                 .and_then(|upstream| self.store.dialling(place, upstream, now).map_err(|_| EXHAUSTED));
             let watched = begun.and_then(|token| {
                 let (upstream, ..) = self.store.get(token).ok_or(EXHAUSTED)?;
@@ -256,12 +258,21 @@ fn wanted(snapshot: &Snapshot, worker: usize, workers: usize) -> Vec<Wanted> {
                     true => Arc::new(endpoint.socket.without_fast_open()),
                     false => Arc::clone(&endpoint.socket),
                 },
+                keepalive: keepalive(endpoint, pool, snapshot),
                 timeout: pool.connect.timeout,
                 count,
             }));
         }
     }
     wanted
+}
+
+/// The keepalive of the cloud, or the soonest of the listeners': only where it is sooner than a spare grows old. A firewall
+/// that forgets so soon would swallow the first bytes of a client.
+fn keepalive(endpoint: &Endpoint, pool: &Arc<Pool>, snapshot: &Snapshot) -> Option<Keepalive> {
+    let listeners = snapshot.listeners.iter().filter(|listener| Arc::ptr_eq(&listener.pool, pool));
+    let soonest = listeners.map(|listener| listener.limits.keepalive).min_by_key(|keepalive| keepalive.idle);
+    endpoint.socket.keepalive.or(soonest).filter(|keepalive| keepalive.idle < AGE_MOST)
 }
 
 /// How many spares this worker keeps at each endpoint of a group that has `total` of them. The workers' parts differ by

@@ -6,7 +6,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::super::slots::{Slots, Token};
-use crate::{net::Outgoing, state::Endpoint};
+use crate::{
+    net::{Keepalive, Outgoing},
+    state::Endpoint,
+};
 
 /// A spare is used until it is this old, or up to [`STAGGER`] steps older: below the minute after which nginx, PostgreSQL
 /// and HAProxy in their usual settings give up on a client that says nothing, and after which keepalive would ask for it
@@ -14,6 +17,9 @@ use crate::{net::Outgoing, state::Endpoint};
 pub(super) const AGE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_secs(1);
 pub(super) const STAGGER: u32 = 10;
+
+/// No spare is older.
+pub(super) const AGE_MOST: Duration = AGE.saturating_add(STEP.saturating_mul(STAGGER));
 
 /// The pause after a failed dial, or after a spare that the endpoint has closed early; it doubles up to the second one.
 /// Meanwhile there is at most one, to try.
@@ -29,6 +35,8 @@ pub(super) struct Wanted {
     pub(super) endpoint: Arc<Endpoint>,
     /// How it is dialled.
     pub(super) socket: Arc<Outgoing>,
+    /// How it is kept in the memory of what stands between, where that is needed so soon.
+    pub(super) keepalive: Option<Keepalive>,
     /// Time for one dial.
     pub(super) timeout: Duration,
     /// Spares to keep, those that are being dialled included.
@@ -77,6 +85,7 @@ pub(super) struct Dial {
     pub(super) place: usize,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) socket: Arc<Outgoing>,
+    pub(super) keepalive: Option<Keepalive>,
 }
 
 /// A spare that is in the store no more.
@@ -170,9 +179,9 @@ impl<S> Store<S> {
         while let Some(key) = self.hungry.last().copied() {
             if let Some(place) = self.places.get_mut(&key) {
                 if place.lacks(now) {
-                    let Wanted { endpoint, socket, .. } = &place.wanted;
+                    let Wanted { endpoint, socket, keepalive, .. } = &place.wanted;
                     let (endpoint, socket) = (Arc::clone(endpoint), Arc::clone(socket));
-                    return Some(Dial { place: key, endpoint, socket });
+                    return Some(Dial { place: key, endpoint, socket, keepalive: *keepalive });
                 }
                 place.queued = false;
             }

@@ -12,9 +12,10 @@ use super::{
     *,
 };
 use crate::{
-    balance::Shares,
-    ids::{CloudName, EndpointIdentity, PoolName},
+    balance::{Balance, Shares},
+    ids::{CloudName, EndpointIdentity, ListenerName, PoolName},
     net::Outgoing,
+    state::{AllDown, Connect, Listener, ListenerCell, SessionLimits, Tier},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,6 +30,7 @@ fn want(endpoint: &Arc<Endpoint>, count: usize) -> Wanted {
     Wanted {
         endpoint: Arc::clone(endpoint),
         socket: Arc::clone(&endpoint.socket),
+        keepalive: None,
         timeout: 3 * SECOND,
         count,
     }
@@ -113,8 +115,7 @@ impl Model {
         let mut counts: HashMap<SocketAddr, usize> = HashMap::new();
         for (_, address, since) in self.spares.values() {
             *counts.entry(*address).or_default() += 1;
-            let oldest = AGE + SECOND * STAGGER;
-            assert!(since.is_none_or(|since| self.now < since + oldest), "one is too old");
+            assert!(since.is_none_or(|since| self.now < since + AGE_MOST), "one is too old");
         }
         for (address, count) in counts {
             let wanted = self.wanted.get(&address).copied().unwrap_or(0);
@@ -343,4 +344,76 @@ fn the_workers_parts_add_up_and_follow_the_weights() {
     // No worker has all of one endpoint and none of another.
     assert_eq!(counts(&group(&[1, 1]), 4, 0, 2), [1, 1]);
     assert_eq!(counts(&group(&[1, 1]), 4, 1, 2), [1, 1]);
+}
+
+/// A pool of tiers of one cloud each, as a snapshot has it.
+fn pool(spares: u16, all_down: Option<AllDown>, tiers: Vec<Group>) -> Arc<Pool> {
+    let tier = |group| Tier { groups: vec![group], shares: Shares::new([1]), cell: Arc::default() };
+    Arc::new(Pool {
+        name: PoolName::from("p"),
+        balance: Balance::Random,
+        tiers: tiers.into_iter().map(tier).collect(),
+        connect: Connect { timeout: SECOND, attempts: 1, total: SECOND, spares },
+        all_down,
+    })
+}
+
+fn listener(pool: &Arc<Pool>, idle: Duration) -> Arc<Listener> {
+    let limits = SessionLimits {
+        idle: SECOND,
+        half_closed: SECOND,
+        lifetime: None,
+        user_timeout: SECOND,
+        upstream_timeout: SECOND,
+        keepalive: Keepalive { idle, interval: SECOND, count: 3 },
+    };
+    let cell = ListenerCell::new(ListenerName::from("l"), "127.0.0.1:1".parse().unwrap());
+    Arc::new(Listener { cell: Arc::new(cell), pool: Arc::clone(pool), limits: Arc::new(limits) })
+}
+
+fn with_socket(mut group: Group, socket: &Outgoing) -> Group {
+    for endpoint in &mut group.endpoints {
+        Arc::get_mut(endpoint).unwrap().socket = Arc::new(socket.clone());
+    }
+    group
+}
+
+/// What one worker wants of these pools, each behind a listener with its keepalive.
+fn of(pools: &[(Arc<Pool>, Duration)]) -> Vec<Wanted> {
+    let snapshot = Snapshot {
+        generation: Generation(1),
+        listeners: pools.iter().map(|(pool, idle)| listener(pool, *idle)).collect(),
+        pools: pools.iter().map(|(pool, _)| Arc::clone(pool)).collect(),
+    };
+    wanted(&snapshot, 0, 1)
+}
+
+#[test]
+fn spares_are_wanted_in_the_tier_in_use_of_pools_that_somebody_uses() {
+    let minute = 60 * SECOND;
+    let some = |spares, all_down| pool(spares, all_down, vec![group(&[1, 1]), group(&[1])]);
+    let counts = |wanted: Vec<Wanted>| wanted.iter().map(|one| one.count).collect::<Vec<_>>();
+    assert_eq!(counts(of(&[(some(4, None), minute)])), [2, 2], "the first tier only");
+    assert_eq!(counts(of(&[(some(0, None), minute)])), [0; 0]);
+    assert_eq!(counts(of(&[(some(4, Some(AllDown::TryAnyway)), minute)])), [0; 0]);
+    assert_eq!(counts(of(&[(pool(4, Some(AllDown::Refuse), Vec::new()), minute)])), [0; 0]);
+    let unused = Snapshot { pools: vec![some(4, None)], ..Snapshot::default() };
+    assert!(wanted(&unused, 0, 1).is_empty());
+}
+
+#[test]
+fn spares_are_dialled_without_fast_open_and_kept_alive_where_that_is_soon() {
+    let how = |idle| Keepalive { idle, interval: SECOND, count: 3 };
+    let fast = Outgoing { fast_open: true, ..Outgoing::default() };
+    let own = Outgoing { keepalive: Some(how(9 * SECOND)), ..Outgoing::default() };
+    for (socket, idle, wanted) in [
+        (fast, 60 * SECOND, None),
+        (Outgoing::default(), 10 * SECOND, Some(how(10 * SECOND))),
+        (own.clone(), 60 * SECOND, Some(how(9 * SECOND))),
+        (own, 5 * SECOND, Some(how(9 * SECOND))),
+    ] {
+        let found = of(&[(pool(1, None, vec![with_socket(group(&[1]), &socket)]), idle)]);
+        assert!(!found[0].socket.fast_open);
+        assert_eq!(found[0].keepalive, wanted);
+    }
 }
