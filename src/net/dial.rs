@@ -4,6 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -12,8 +13,8 @@ use tokio::net::TcpStream;
 
 use super::{Keepalive, Outgoing, listen::keepalive as tcp_keepalive};
 
-/// The lowest port that the kernel dials from (`ip_local_port_range`, as it comes).
-const EPHEMERAL: u16 = 32_768;
+/// The ports that the kernel dials from: the lowest and the highest.
+const DIALLED_FROM: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Begins to connect to `address`. The socket does not block and is closed on exec; it is writable once the connection is
 /// established or has failed, which `SO_ERROR` then tells. Who keeps it asks [`met_itself`] first, and calls
@@ -45,7 +46,16 @@ pub fn begin(address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result
 #[must_use]
 pub fn met_itself(stream: impl AsFd, address: SocketAddr) -> bool {
     let here = || SockRef::from(&stream).local_addr().ok()?.as_socket();
-    address.ip().is_loopback() && address.port() >= EPHEMERAL && here() == Some(address)
+    address.port() >= dialled_from() && here() == Some(address)
+}
+
+/// The lowest port that the kernel dials from, as it was when it was first asked about.
+fn dialled_from() -> u16 {
+    static LOWEST: LazyLock<u16> = LazyLock::new(|| {
+        let range = std::fs::read_to_string(DIALLED_FROM).unwrap_or_default();
+        range.split_whitespace().next().and_then(|lowest| lowest.parse().ok()).unwrap_or_default()
+    });
+    *LOWEST
 }
 
 /// Connects to `address`, as [`begin`] does, and without Nagle's algorithm. The caller sets the deadline, and calls [`guard`] on a connection that

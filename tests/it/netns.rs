@@ -259,3 +259,34 @@ fn a_session_with_a_spare_begins_at_once_where_a_connect_would_be_late() {
         assert_eq!(aws.accepted(), 8);
     });
 }
+
+#[test]
+fn a_dial_that_meets_itself_is_refused_whatever_ports_the_kernel_dials_from() {
+    let Some(net) = Net::new("a_dial_that_meets_itself_is_refused_whatever_ports_the_kernel_dials_from")
+    else {
+        return;
+    };
+    net.run(async || {
+        // So few that a dial to one of them soon comes from that very one.
+        command(&["sysctl", "-w", "net.ipv4.ip_local_port_range=20000 20019"]).unwrap();
+        command(&["ip", "addr", "add", "192.0.2.1/32", "dev", "lo"]).unwrap();
+        let elsewhere = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        for (number, endpoint) in [EDGE, elsewhere].into_iter().enumerate() {
+            let endpoint = SocketAddr::new(endpoint, 20_004);
+            let bind = SocketAddr::new(EDGE, 5010 + u16::try_from(number).unwrap());
+            let tables = pool("only", "attempts = 1", &[("aws", endpoint)]) + &listener(bind, "only", "");
+            let proxy = Proxy::start(setup(tables)).await;
+            for _ in 0..100 {
+                // From elsewhere than the ports that are so few.
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.set_reuseaddr(true).unwrap();
+                socket.bind(SocketAddr::new(GCP, 30_000)).unwrap();
+                // The reset may be faster than the client's own connect.
+                let Ok(mut client) = soon("a connection", socket.connect(bind)).await else { continue };
+                drop(client.write_all(b"is anybody there?").await);
+                assert_eq!(read_out(&mut client).await, (Vec::new(), Ending::Reset));
+            }
+            drop(proxy);
+        }
+    });
+}
