@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -37,7 +37,7 @@ const RESERVE_PER_WORKER: u64 = 12;
 /// Descriptors that a session needs.
 const PER_SESSION: u64 = 2;
 
-/// The limit of descriptors when it was last asked for.
+/// The descriptors that sessions may have: the limit when it was last asked for, without the reserve.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// While something has run out, every look at a queue would say so.
@@ -56,14 +56,19 @@ pub(super) enum Taken {
 }
 
 /// Takes note of the descriptor limit, which may change while the process runs.
-pub(super) fn renew_limit() {
-    LIMIT.store(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), Relaxed);
+pub(super) fn renew_limit(workers: usize) {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    LIMIT.store(limit.saturating_sub(RESERVE + RESERVE_PER_WORKER * workers as u64), Relaxed);
 }
 
-/// Descriptors that sessions and spares hold, and the reserve.
+/// True for a descriptor out of the reserve: the kernel gives the lowest that is free.
+pub(super) fn is_reserved(descriptor: impl AsFd) -> bool {
+    u64::try_from(descriptor.as_fd().as_raw_fd()).is_ok_and(|number| number >= LIMIT.load(Relaxed))
+}
+
+/// Descriptors that sessions and spares hold.
 fn taken(shared: &Shared) -> u64 {
-    let reserve = RESERVE + RESERVE_PER_WORKER * shared.sockets.workers() as u64;
-    shared.sessions.active() * PER_SESSION + shared.spares.load(Relaxed) + reserve
+    shared.sessions.active() * PER_SESSION + shared.spares.load(Relaxed)
 }
 
 /// True while spares may be dialled: half of the descriptors are free.

@@ -201,7 +201,7 @@ impl TokioHalf {
 
     fn tidy(&mut self) {
         relay::trim();
-        accept::renew_limit();
+        accept::renew_limit(self.shared.sockets.workers());
         self.look();
         // The allocator is the whole process's.
         if self.number != 0 {

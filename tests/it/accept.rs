@@ -8,7 +8,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::harness::{Backend, Place, Proxy, Setup, binary, connect, eventually, listener, pool, run, soon};
+use super::harness::{
+    Backend, Pattern, Place, Proxy, Setup, binary, connect, eventually, eventually_within, listener, pool,
+    run, soon,
+};
 
 async fn pings(stream: &mut TcpStream) -> bool {
     let mut answer = [0; 4];
@@ -96,4 +99,38 @@ async fn at_the_descriptor_limit_sessions_live_the_proxy_answers_and_clients_wai
         (proxy.metric("twinspan_connections_active", &[]).await == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_pipes_of_slow_readers_leave_descriptors_for_everything_else() {
+    const BYTES: u64 = 16 * 1024 * 1024;
+    let place = Place::new();
+    let backend = Backend::serve(&place, |mut stream| async move {
+        Pattern(6).send(&mut stream, 0, BYTES).await.unwrap();
+    })
+    .await;
+    let (proxy, bind) = Proxy::before(&place, backend.address, "").await;
+    let pid = Pid::from_raw(i32::try_from(proxy.pid()).unwrap());
+    let most = getrlimit(Resource::Nofile).maximum;
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(160), maximum: most }).unwrap();
+    // Longer than it takes to notice the limit.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // As many as are let in leave no room for as many pipes.
+    let mut clients = Vec::new();
+    for _ in 0..45 {
+        clients.push(connect(bind).await);
+    }
+    let mut moved = u64::MAX;
+    eventually_within(Duration::from_secs(60), "every transfer stalls, and telemetry answers", async || {
+        let now = proxy.metric("twinspan_transferred_bytes_total", &[("direction", "to_client")]).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (std::mem::replace(&mut moved, now) == now && backend.accepted() == 45).then_some(())
+    })
+    .await;
+    let open: Vec<_> = [proxy.get("/livez").await, proxy.get("/livez").await].into_iter().flatten().collect();
+    assert_eq!(open.len(), 2, "telemetry answers");
+    assert!(proxy.sockets() + proxy.pipe_ends() < 140, "{} and {}", proxy.sockets(), proxy.pipe_ends());
+    for mut client in clients.drain(..10) {
+        soon("a transfer that goes on", Pattern(6).receive_all(&mut client, BYTES)).await;
+    }
 }

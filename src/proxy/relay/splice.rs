@@ -12,6 +12,8 @@ use rustix::{
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
 };
 
+use crate::proxy::accept;
+
 /// What a pipe is asked to hold. Measured against 64 KiB: no difference up to 64 KiB ready, a fifth to a third less CPU at
 /// 128 to 256 KiB.
 const WANTED: usize = 256 * 1024;
@@ -85,6 +87,10 @@ pub(super) fn is_refused(error: &io::Error) -> bool {
 impl Pipe {
     fn new() -> io::Result<Option<Self>> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // Slow readers keep their pipes, and whoever waits to be accepted or to ask needs descriptors too.
+        if accept::is_reserved(&read) || accept::is_reserved(&write) {
+            return Ok(None);
+        }
         // Asked for and got may differ; a refusal leaves the default of 64 KiB.
         let capacity =
             fcntl_setpipe_size(&write, WANTED).or_else(|_| rustix::pipe::fcntl_getpipe_size(&write))?;
