@@ -308,3 +308,45 @@ async fn no_descriptor_is_left_after_1200_rude_ends(carrier: Carrier) {
     let accepted = proxy.metric("twinspan_connections_accepted_total", &[]).await;
     assert_eq!((accepted, ended), (1_200, 1_200));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_and_descriptors_are_back_after_20000_sessions_that_were_mostly_reset() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (proxy, address) = Proxy::before(&place, backend.address, "").await;
+    let churn = async |sessions: u32| {
+        let visits = (0..16).map(|task| {
+            tokio::spawn(async move {
+                for number in 0..sessions / 16 {
+                    // A reset may come before the connection is seen to be there.
+                    let Ok(mut client) = TcpStream::connect(address).await else { continue };
+                    if number % 4 == 0 {
+                        reset(client);
+                        continue;
+                    }
+                    client.write_all(&vec![1; 1 << (number % 16)]).await.unwrap();
+                    soon("an echo", client.read_exact(&mut [0])).await.unwrap();
+                    if (task + number) % 5 > 0 { reset(client) } else { drop(client) }
+                }
+            })
+        });
+        for visit in visits.collect::<Vec<_>>() {
+            visit.await.unwrap();
+        }
+        eventually("the end of every session", async || {
+            (proxy.metric("twinspan_connections_active", &[]).await == 0).then_some(())
+        })
+        .await;
+    };
+    let sockets = proxy.sockets();
+    churn(2_000).await;
+    let resident = proxy.resident_kib();
+    churn(18_000).await;
+    eventually("as few sockets as before", async || (proxy.sockets() <= sockets).then_some(())).await;
+    eventually("no pipe is kept", async || (proxy.pipe_ends() <= 4).then_some(())).await;
+    let grown = proxy.resident_kib().saturating_sub(resident);
+    assert!(grown < 4 * 1024, "{grown} KiB more");
+    let ended = proxy.metric("twinspan_connections_closed_total", &[]).await;
+    assert_eq!(proxy.metric("twinspan_connections_accepted_total", &[]).await, ended);
+    assert!(ended > 19_000, "{ended}");
+}

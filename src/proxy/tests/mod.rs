@@ -1,7 +1,10 @@
 //! The whole data plane in this process, without a control plane: workers, one listener, and endpoints that play stories.
 
+mod ends;
 mod engine;
 mod shares;
+mod storm;
+mod times;
 
 use std::{
     io,
@@ -25,7 +28,7 @@ use crate::{
         Connect, Endpoint, EndpointCell, Group, GroupCell, Listener, ListenerCell, Phase, Pool, Reports,
         SessionLimits, Shared, Snapshot, Sockets, Tier,
     },
-    telemetry::SessionLog,
+    telemetry::{End, SessionLog},
 };
 
 const KEEPALIVE: Keepalive =
@@ -88,6 +91,10 @@ impl Plane {
     async fn quiet(&self) {
         eventually(|| self.shared.sessions.active() == 0).await;
         assert_eq!(self.cell.active(), 0);
+    }
+
+    fn ends(&self) -> Vec<(End, u64)> {
+        self.cell.ends().collect()
     }
 
     /// Sessions on each engine.
@@ -168,6 +175,11 @@ async fn echo() -> SocketAddr {
     .await
 }
 
+/// An address at which nobody listens.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
 async fn greet(stream: &mut TcpStream) -> io::Result<()> {
     let mut answer = [0; 4];
     soon(async {
@@ -177,6 +189,11 @@ async fn greet(stream: &mut TcpStream) -> io::Result<()> {
     .await?;
     assert_eq!(answer, *b"ping");
     Ok(())
+}
+
+fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
 }
 
 async fn soon<F: Future>(future: F) -> F::Output {
