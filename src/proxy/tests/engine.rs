@@ -17,6 +17,7 @@ struct Alone {
     cell: Arc<ListenerCell>,
     mailbox: Arc<Mailbox>,
     thread: Option<thread::JoinHandle<()>>,
+    number: rustix::thread::Pid,
 }
 
 impl Alone {
@@ -27,7 +28,12 @@ impl Alone {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let crew = vec![Arc::clone(&mailbox)].into();
         let engine = Engine::new(0, Arc::clone(&shared), crew, Arc::new(Handovers::default())).unwrap();
-        Self { shared, cell, mailbox, thread: Some(thread::spawn(move || engine.run())) }
+        let (sender, numbers) = std::sync::mpsc::sync_channel(1);
+        let thread = thread::spawn(move || {
+            sender.send(rustix::thread::gettid()).unwrap();
+            engine.run();
+        });
+        Self { shared, cell, mailbox, thread: Some(thread), number: numbers.recv().unwrap() }
     }
 
     async fn pair(&self) -> (TcpStream, Peer) {
@@ -39,6 +45,13 @@ impl Alone {
 
     fn books(&self) -> Books {
         Books::open(self.cell.address, Arc::clone(&self.cell), Arc::clone(&self.shared))
+    }
+
+    /// CPU time of the engine's thread.
+    fn cpu(&self) -> Duration {
+        let path = format!("/proc/self/task/{}/schedstat", self.number.as_raw_nonzero());
+        let text = std::fs::read_to_string(path).unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
     }
 
     /// A session whose connections are established.
@@ -124,4 +137,59 @@ async fn an_engine_that_stops_ends_what_it_carries_and_what_is_on_its_way_to_it(
     assert!(is_reset(late).await);
     assert_eq!((shared.sessions.active(), cell.active()), (0, 0));
     assert!(cell.ends().all(|(end, _)| (end.side, end.cause) == (Side::Operator, Cause::Shutdown)));
+}
+
+/// Writes until nothing more is taken.
+async fn fill(stream: &mut TcpStream) {
+    let chunk = vec![1; 65_536];
+    while timeout(Duration::from_millis(200), stream.write_all(&chunk)).await.is_ok_and(|wrote| wrote.is_ok())
+    {
+    }
+}
+
+#[tokio::test]
+async fn sessions_that_wait_cost_no_cpu_whatever_they_wait_for() {
+    let engine = Alone::start();
+    let mut kept = Vec::new();
+    for case in 0..8 {
+        let (mut client, mut upstream) = engine.adopt(LIMITS).await;
+        match case {
+            0 => client.shutdown().await.unwrap(),
+            1 => upstream.shutdown().await.unwrap(),
+            // Nobody reads.
+            2 => {
+                fill(&mut client).await;
+                fill(&mut upstream).await;
+            }
+            3 => {
+                fill(&mut client).await;
+                client.shutdown().await.unwrap();
+            }
+            // Ends, with bytes that wait for a reader.
+            4 => {
+                fill(&mut upstream).await;
+                upstream.shutdown().await.unwrap();
+                client.shutdown().await.unwrap();
+            }
+            // Is reset, with bytes that wait for a reader.
+            5 => {
+                fill(&mut upstream).await;
+                reset(std::mem::replace(&mut upstream, kept.pop().unwrap()));
+            }
+            6 => {
+                upstream.shutdown().await.unwrap();
+                fill(&mut client).await;
+            }
+            _ => {}
+        }
+        kept.extend([client, upstream]);
+    }
+    // Time for what goes on after a change.
+    sleep(Duration::from_millis(500)).await;
+    let before = engine.cpu();
+    sleep(Duration::from_secs(1)).await;
+    let used = engine.cpu() - before;
+    assert!(used < Duration::from_millis(100), "{used:?} of CPU in a second");
+    drop(kept);
+    eventually(|| engine.shared.sessions.active() == 0).await;
 }
