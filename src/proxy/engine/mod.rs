@@ -26,7 +26,7 @@ pub(super) use self::mailbox::{Command, Handovers, Mailbox};
 use self::{
     listeners::{Accepted, Listeners},
     mailbox::Pair,
-    poll::{BELL, Patience, Poll, TIMER},
+    poll::{BELL, Poll, TIMER},
     session::{Outcome, Session},
     slots::{Slots, Token, Which},
     spares::Spares,
@@ -71,8 +71,6 @@ pub(super) struct Engine {
     /// The other worker that was looked at last.
     looked_at: usize,
     tidying: bool,
-    /// A session has moved much in this turn.
-    bulk: bool,
     stopped: bool,
 }
 
@@ -105,7 +103,6 @@ impl Engine {
             now,
             looked_at: number,
             tidying: false,
-            bulk: false,
             stopped: false,
         })
     }
@@ -114,24 +111,18 @@ impl Engine {
     pub(super) fn run(mut self) {
         let mut events = Poll::room();
         let mut accepted = Vec::new();
-        let mut patience = Patience::Long;
+        let mut busy = false;
         while !self.stopped {
-            if let Err(error) = self.poll.wait(&mut events, patience) {
+            if let Err(error) = self.poll.wait(&mut events, busy) {
                 tracing::error!(%error, "a worker cannot wait for events");
                 return;
             }
             self.now = Instant::now();
-            self.bulk = false;
             for event in events.drain(..) {
                 self.note(event);
             }
             self.run_sessions();
-            let busy = self.accept(&mut accepted) || !self.runnable.is_empty();
-            patience = match (busy, self.bulk) {
-                (true, _) => Patience::None,
-                (false, true) => Patience::Brief,
-                (false, false) => Patience::Long,
-            };
+            busy = self.accept(&mut accepted) || !self.runnable.is_empty();
             if let Some(at) = self.spares.tend(&self.poll, &self.shared, self.now) {
                 self.timer.chore(at);
             }
@@ -184,7 +175,6 @@ impl Engine {
         session.queued = false;
         match session.run(self.now) {
             Outcome::Waiting(until) => {
-                self.bulk |= session.is_bulk();
                 if session.alarm.is_none_or(|alarm| until < alarm) {
                     session.alarm = Some(until);
                     self.timer.set(token.slot, until);

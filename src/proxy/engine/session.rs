@@ -124,14 +124,6 @@ impl Session {
         self.client_ready.asks()
     }
 
-    /// True while it moves much at a time.
-    pub(super) const fn is_bulk(&self) -> bool {
-        match &self.stage {
-            Stage::Relaying(relay) => relay.is_bulk(),
-            Stage::Connecting(_) | Stage::Leaving => false,
-        }
-    }
-
     /// Does what can be done now.
     pub(super) fn run(&mut self, now: Instant) -> Outcome {
         if let Stage::Connecting(_) = self.stage

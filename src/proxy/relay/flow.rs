@@ -17,7 +17,7 @@ use crate::net;
 const BUFFER: usize = 16 * 1024;
 
 /// Bytes that one direction moves before it lets others run.
-const TURN: usize = 256 * 1024;
+const TURN: usize = 512 * 1024;
 
 /// What a read counts for at least, so that a turn of very small ones has an end too.
 const LEAST: usize = 256;
@@ -138,11 +138,6 @@ impl Flow {
     /// True while bytes wait for the sink: the source is not read then.
     pub(super) const fn is_stalled(&self) -> bool {
         self.waiting.is_some()
-    }
-
-    /// True while its last transfer was a large one.
-    pub(super) const fn is_bulk(&self) -> bool {
-        matches!(self.mode, Mode::Splice(0))
     }
 
     /// Has the next step read once whatever the driver says. A read stops short at an urgent mark (tcp(7)), which looks

@@ -161,11 +161,6 @@ impl Relay {
         self.die(dead, End { side: dead, stage: Stage::Relay, cause }, pair, now)
     }
 
-    /// True while a direction moves much at a time: more of it is likely to be here in a moment.
-    pub(super) const fn is_bulk(&self) -> bool {
-        self.to_upstream.is_bulk() || self.to_client.is_bulk()
-    }
-
     /// True until a byte was taken from a peer, or an end was passed on.
     pub(super) fn is_untouched(&self) -> bool {
         let stalled = self.to_upstream.is_stalled() || self.to_client.is_stalled();
