@@ -16,7 +16,8 @@ use std::{
     fmt::Write as _,
     fs,
     hint::black_box,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Command, ExitCode, Stdio},
     sync::Arc,
@@ -28,7 +29,7 @@ use serde::Deserialize;
 use twinspan::{
     balance::{Balance, Load, Shares, lighter},
     ids::EndpointIdentity,
-    proxy::{Facts, choose},
+    proxy::{Alone, Facts, choose},
 };
 
 use crate::world::{Draw, ENDPOINTS, bridge, client, maglev};
@@ -46,6 +47,7 @@ const CASES: &[(&str, fn())] = &[
     ("pick_at_random", pick_at_random),
     ("pick_by_hash", pick_by_hash),
     ("pick_of_two", pick_of_two),
+    ("relay_turn", relay_turn),
 ];
 
 /// Operations of a case. What the loop itself takes is counted with them: a few instructions each.
@@ -113,6 +115,43 @@ fn pick_of_two() {
         let load = |active: u64| Load { cost: active & 0xfff, weight: 3 };
         lighter(black_box(load(bits)), black_box(load(bits >> 12)))
     });
+}
+
+/// A request of 128 bytes through an established session: the client's write, the session's turn, the endpoint's read.
+fn relay_turn() {
+    if let Err(error) = relay_turns() {
+        // Nothing is counted then, which is an error in itself.
+        drop(writeln!(io::stderr(), "no session to count: {error}"));
+    }
+}
+
+fn relay_turns() -> anyhow::Result<()> {
+    let (shared, cell) = bridge(Balance::RoundRobin);
+    let shared = Arc::new(shared);
+    let mut rng = SmallRng::seed_from_u64(7);
+    let snapshot = shared.snapshot();
+    let listener = snapshot.listener(&cell).context("no listener")?;
+    let facts = Facts { client: client(0), tried: &[] };
+    let endpoint = Arc::clone(choose(&listener.pool, &facts, &mut rng).context("no endpoint")?);
+    let (mut client, near) = pair()?;
+    let (mut endpoint_side, far) = pair()?;
+    let mut session = Alone::new(near.into(), far.into(), &shared, listener, endpoint);
+    let mut bytes = [7; 128];
+    counted(|_| {
+        client.write_all(&bytes)?;
+        session.client_has_sent();
+        endpoint_side.read_exact(&mut bytes)
+    });
+    Ok(())
+}
+
+/// Two ends of a connection, of which the second does not block.
+fn pair() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let (far, _) = listener.accept()?;
+    far.set_nonblocking(true)?;
+    Ok((near, far))
 }
 
 /// Does the operation many times, between two marks.

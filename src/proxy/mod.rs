@@ -15,5 +15,6 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use engine::Alone;
 pub use route::{Facts, choose, hash};
 pub use worker::{Carrier, Worker};

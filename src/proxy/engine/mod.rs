@@ -2,6 +2,7 @@
 //! and keeps coarse timers, with a system call for nothing that can be known without. Whatever needs more goes to the
 //! worker's tokio half and comes back as an established pair. It must never wait for anything but events.
 
+mod alone;
 mod listeners;
 mod mailbox;
 mod poll;
@@ -22,6 +23,7 @@ use std::{
 use rustix::event::epoll::{Event, EventFlags};
 use tokio::time::Instant;
 
+pub use self::alone::Alone;
 pub(super) use self::mailbox::{Command, Handovers, Mailbox};
 use self::{
     listeners::{Accepted, Listeners},

@@ -304,3 +304,15 @@ impl Socket for Half<'_> {
         self.ready.blocked(write(), Ready::WRITE, Ready::FULL)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_takes_less_than_the_half_kilobyte_that_it_may() {
+        // Beside it: 16 bytes of its slot, 16 of its alarm, and what the allocator adds.
+        let size = size_of::<Session>();
+        assert!((200..=400).contains(&size), "{size} bytes");
+    }
+}
