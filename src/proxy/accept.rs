@@ -8,15 +8,17 @@ use std::{
     time::Duration,
 };
 
-use super::{peer::Peer, seldom::Seldom};
-use crate::{
-    state::{ListenerCell, Rejection, Shared},
-    telemetry::Cause,
-};
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{SocketFlags, acceptfrom_with},
     process::{Resource, getrlimit},
+};
+
+use super::{peer::Peer, seldom::Seldom};
+use crate::{
+    net,
+    state::{ListenerCell, Rejection, Shared},
+    telemetry::Cause,
 };
 
 /// How long to wait for descriptors or memory before the next try.
@@ -104,6 +106,13 @@ pub(super) fn take(socket: impl AsFd, cell: &ListenerCell) -> Taken {
             let error = io::Error::from(errno);
             if Cause::of(&error) == Cause::Exhausted { short(cell, &error) } else { lost(cell, &error) }
         }
+    }
+}
+
+/// Sets changed options on a listener's socket.
+pub(super) fn reapply(socket: &impl AsFd, cell: &ListenerCell, options: &net::Listen) {
+    if let Err(error) = net::reapply(socket, options) {
+        tracing::warn!(listener = %cell.name, %error, "a changed socket option was refused");
     }
 }
 

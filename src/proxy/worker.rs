@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     ids::Generation,
-    net,
     state::{ListenerCell, Phase, Shared, SocketCommand, use_lane},
     sys,
 };
@@ -234,9 +233,7 @@ impl TokioHalf {
             SocketCommand::Open { listener, socket } => self.open(listener, socket),
             SocketCommand::Reapply { listener, options } => {
                 for found in self.open.iter().filter(|open| Arc::ptr_eq(&open.cell, &listener)) {
-                    if let Err(error) = net::reapply(&found.socket, &options) {
-                        tracing::warn!(listener = %listener.name, %error, "a changed socket option was refused");
-                    }
+                    accept::reapply(&found.socket, &listener, &options);
                 }
             }
             SocketCommand::Close { listener } => {

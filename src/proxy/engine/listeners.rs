@@ -20,6 +20,8 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Listeners {
     open: Vec<Option<Listening>>,
+    /// Places in `open` that are to be looked at in the next turn: most turns have none, however many listeners there are.
+    due: Vec<usize>,
     /// Counts the engine's turns.
     turn: u64,
 }
@@ -68,20 +70,20 @@ impl Listeners {
     /// Sets changed options on the sockets of one listener.
     pub(super) fn reapply(&self, cell: &Arc<ListenerCell>, options: &net::Listen) {
         for listening in self.open.iter().flatten().filter(|listening| Arc::ptr_eq(&listening.cell, cell)) {
-            if let Err(error) = net::reapply(&listening.socket, options) {
-                tracing::warn!(listener = %cell.name, %error, "a changed socket option was refused");
-            }
+            accept::reapply(&listening.socket, cell, options);
         }
     }
 
     /// Takes what waits in the queue of one listener, or of all, and closes it.
     pub(super) fn close(&mut self, cell: Option<&Arc<ListenerCell>>, poll: &Poll, now: Instant) {
-        for listening in self.open.iter_mut().flatten() {
+        for (place, slot) in self.open.iter_mut().enumerate() {
+            let Some(listening) = slot else { continue };
             let meant = cell.is_none_or(|cell| Arc::ptr_eq(&listening.cell, cell));
             if meant && !matches!(listening.state, State::Closing(..)) {
                 // Fails only if it was not watched.
                 poll.delete(&listening.socket).unwrap_or_default();
                 listening.state = State::Closing(None, now + FLUSH);
+                attend(&mut self.due, place);
             }
         }
     }
@@ -93,6 +95,7 @@ impl Listeners {
             let again = listening.ready.is_some_and(|turn| turn + 1 == self.turn);
             listening.budget = if again { (listening.budget * 2).min(BATCH) } else { 1 };
             listening.ready = Some(self.turn);
+            attend(&mut self.due, place);
         }
     }
 
@@ -105,8 +108,10 @@ impl Listeners {
         accepted: &mut Vec<Accepted>,
     ) -> Next {
         let mut next = Next::default();
-        for (place, slot) in self.open.iter_mut().enumerate() {
-            let Some(listening) = slot else { continue };
+        self.due.retain(|place| {
+            let place = *place;
+            let Some(slot) = self.open.get_mut(place) else { return false };
+            let Some(listening) = slot else { return false };
             match listening.state {
                 State::Accepting if listening.ready == Some(self.turn) => {
                     if listening.take(listening.budget, shared, accepted) == Queue::Short {
@@ -138,7 +143,8 @@ impl Listeners {
                     }
                 },
             }
-        }
+            slot.as_ref().is_some_and(|listening| listening.state != State::Accepting)
+        });
         self.turn += 1;
         next
     }
@@ -188,6 +194,12 @@ impl Listening {
             }
         }
         Queue::More
+    }
+}
+
+fn attend(due: &mut Vec<usize>, place: usize) {
+    if !due.contains(&place) {
+        due.push(place);
     }
 }
 
