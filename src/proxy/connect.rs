@@ -32,6 +32,9 @@ pub(super) const GLANCE: Duration = Duration::from_secs(1);
 /// How a session ends that was given no endpoint.
 pub(super) const NO_ENDPOINT: End = End { side: Side::Proxy, stage: Stage::Route, cause: Cause::NoEndpoint };
 
+/// How a session or a spare ends for which this machine has no room.
+pub(super) const EXHAUSTED: End = End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Exhausted };
+
 /// Every session of a cloud whose interface is gone would say so.
 static REFUSED_OPTION: Seldom = Seldom::new();
 
@@ -123,7 +126,7 @@ pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option
 pub(super) fn begin(books: &mut Books, plan: Plan, eager: bool, now: Instant) -> Begun {
     books.attempt(Arc::clone(&plan.endpoint));
     let upstream = net::begin(plan.endpoint.address(), &plan.endpoint.socket, eager);
-    let upstream = upstream.map(Peer::new).map_err(|error| plan.refusal(&error));
+    let upstream = upstream.map(Peer::new).map_err(|error| refusal(&plan.endpoint, &error));
     let deadline = (now + plan.connect.timeout).min(books.started + plan.connect.total);
     (Attempt { plan, begun: now, deadline }, upstream)
 }
@@ -148,10 +151,6 @@ impl Plan {
         books.attempts >= self.connect.attempts
             || (books.attempts > 0 && Instant::now() >= books.started + self.connect.total)
     }
-
-    fn refusal(&self, error: &io::Error) -> End {
-        refusal(&self.endpoint, error)
-    }
 }
 
 /// How a dial that failed with this error ends.
@@ -171,11 +170,6 @@ impl Attempt {
     pub(super) fn connected(&self, books: &mut Books, now: Instant) {
         self.plan.endpoint.cell.connected(now.saturating_duration_since(self.begun));
         books.connected = Some(now);
-    }
-
-    /// What a socket that has become writable, or has failed, has come to.
-    pub(super) fn outcome(&self, upstream: impl AsFd, failed: bool) -> Result<(), End> {
-        outcome(&self.plan.endpoint, upstream, failed)
     }
 }
 
@@ -198,16 +192,17 @@ async fn finish(client: &Watched<'_>, upstream: Peer, attempt: &Attempt) -> Resu
         let _ready = watched.writable().await?;
         Ok::<_, io::Error>(())
     };
-    let outcome = tokio::select! {
+    let endpoint = &attempt.plan.endpoint;
+    let dialled = tokio::select! {
         biased;
         dialled = timeout_at(attempt.deadline, writable) => match dialled {
-            Ok(Ok(())) => attempt.outcome(&upstream, true),
-            Ok(Err(error)) => Err(attempt.plan.refusal(&error)),
+            Ok(Ok(())) => outcome(endpoint, &upstream, true),
+            Ok(Err(error)) => Err(refusal(endpoint, &error)),
             Err(_) => Err(End { side: Side::Upstream, stage: Stage::Connect, cause: Cause::TimedOut }),
         },
         cause = gone(client) => Err(End { side: Side::Client, stage: Stage::Connect, cause }),
     };
-    outcome.map(|()| upstream)
+    dialled.map(|()| upstream)
 }
 
 fn failed(books: &Books, endpoint: &Endpoint, end: End) {

@@ -60,7 +60,7 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
     net::set_nodelay(&upstream);
     let end = match sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) {
         Ok(other) => relay::relay(&watched, &other, limits, &mut books).await,
-        Err(_) => End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Exhausted },
+        Err(_) => connect::EXHAUSTED,
     };
     drop(watched);
     if end.is_clean() {

@@ -308,7 +308,8 @@ impl Engine {
         let spare = wanted.and_then(|wanted| self.spares.take(wanted, &self.poll, &self.shared, self.now));
         if let Some(upstream) = spare {
             let limits = connect::begin_on_spare(&mut books, plan, self.now);
-            return self.insert(Session::on_spare(client, upstream, limits, books, self.now));
+            let session = Session::relaying(client, upstream, limits, books, self.now);
+            return self.insert(session.on_spare());
         }
         let eager = connect::has_sent(&client);
         match connect::begin(&mut books, plan, eager, self.now) {
@@ -322,7 +323,7 @@ impl Engine {
     fn insert(&mut self, session: Session) {
         let token = match self.sessions.insert(Box::new(session)) {
             Ok(token) => token,
-            Err(session) => return session.books.close(EXHAUSTED),
+            Err(session) => return session.books.close(connect::EXHAUSTED),
         };
         self.count();
         let Some(session) = self.sessions.get(token) else {
@@ -333,7 +334,7 @@ impl Engine {
             .add(&session.upstream, token.word(Which::Upstream), Session::WATCH)
             .and_then(|()| self.poll.add(&session.client, token.word(Which::Client), Session::WATCH_CLIENT));
         if watched.is_err() {
-            return self.end(token, EXHAUSTED);
+            return self.end(token, connect::EXHAUSTED);
         }
         // Sets its alarm.
         self.turn(token);
@@ -423,8 +424,6 @@ impl Engine {
         }
     }
 }
-
-const EXHAUSTED: End = End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Exhausted };
 
 fn enqueue(runnable: &mut Vec<Token>, token: Token, session: &mut Session) {
     if !session.queued {

@@ -80,14 +80,8 @@ impl Session {
     }
 
     /// The same, on a connection that was a spare.
-    pub(super) fn on_spare(
-        client: Peer,
-        upstream: Peer,
-        limits: Arc<SessionLimits>,
-        books: Books,
-        now: Instant,
-    ) -> Self {
-        Self { on_spare: true, ..Self::relaying(client, upstream, limits, books, now) }
+    pub(super) fn on_spare(self) -> Self {
+        Self { on_spare: true, ..self }
     }
 
     fn new(client: Peer, upstream: Peer, stage: Stage, books: Books) -> Self {
@@ -182,7 +176,7 @@ impl Session {
         }
         // An error comes with readiness for everything, so it is asked about first.
         if failed || self.upstream_ready.has(Ready::WRITE) {
-            if let Err(end) = attempt.outcome(&self.upstream, failed) {
+            if let Err(end) = connect::outcome(&attempt.plan.endpoint, &self.upstream, failed) {
                 return Some(Outcome::Handover(attempt, Err(end)));
             }
             attempt.connected(&mut self.books, now);

@@ -4,8 +4,7 @@
 //! knows the real time and asks once more.
 
 /// Levels of the wheel; each spans 64 times what the one below it does.
-const LEVELS: usize = 6;
-const LEVEL_COUNT: u32 = 6;
+const LEVELS: u32 = 6;
 
 /// Bits of a tick that one level looks at.
 const BITS: u32 = 6;
@@ -14,7 +13,7 @@ const BITS: u32 = 6;
 const BUCKETS: usize = 1 << BITS;
 
 /// The last tick that can be filed: 21 years of ticks of 10 ms.
-const LAST: u64 = (1 << (BITS * LEVEL_COUNT)) - 1;
+const LAST: u64 = (1 << (BITS * LEVELS)) - 1;
 
 const NONE: u32 = u32::MAX;
 
@@ -23,9 +22,9 @@ const NONE: u32 = u32::MAX;
 pub(super) struct Wheel {
     now: u64,
     /// The first slot of each bucket's list.
-    heads: Box<[[u32; BUCKETS]; LEVELS]>,
+    heads: Box<[[u32; BUCKETS]; LEVELS as usize]>,
     /// The buckets that hold something, a bit each.
-    occupied: [u64; LEVELS],
+    occupied: [u64; LEVELS as usize],
     links: Vec<Link>,
 }
 
@@ -44,7 +43,12 @@ const UNFILED: Link = Link { next: NONE, previous: NONE, level: 0, bucket: 0, fi
 
 impl Wheel {
     pub(super) fn new() -> Self {
-        Self { now: 0, heads: Box::new([[NONE; BUCKETS]; LEVELS]), occupied: [0; LEVELS], links: Vec::new() }
+        Self {
+            now: 0,
+            heads: Box::new([[NONE; BUCKETS]; LEVELS as usize]),
+            occupied: [0; LEVELS as usize],
+            links: Vec::new(),
+        }
     }
 
     /// Sets the slot's alarm to ring at `due`, or soon after now if that is past. Replaces the one it had.

@@ -192,9 +192,8 @@ impl Flow {
             if let Some(tail @ [_, ..]) = bytes.get(written..) {
                 self.waiting = Some(Box::new(Waiting::Tail { bytes: tail.into(), start: 0 }));
             }
-            match self.mode {
-                Mode::Copy if read == BUFFER => self.mode = Mode::Splice(0),
-                _ => {}
+            if read == BUFFER && self.mode == Mode::Copy {
+                self.mode = Mode::Splice(0);
             }
             Ok(read)
         })

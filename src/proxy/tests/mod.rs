@@ -34,7 +34,7 @@ use crate::{
 const KEEPALIVE: Keepalive =
     Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 };
 
-const LIMITS: SessionLimits = SessionLimits {
+pub(super) const LIMITS: SessionLimits = SessionLimits {
     idle: Duration::from_secs(60),
     half_closed: Duration::from_secs(60),
     lifetime: None,

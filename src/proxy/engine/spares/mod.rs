@@ -19,7 +19,11 @@ use super::{poll::Poll, session::Session, slots::Token};
 use crate::{
     ids::Generation,
     net::{self, Keepalive},
-    proxy::{accept, connect, peer::Peer},
+    proxy::{
+        accept,
+        connect::{self, EXHAUSTED},
+        peer::Peer,
+    },
     state::{Endpoint, Group, Pool, Shared, Snapshot, SpareEnd},
     telemetry::{Cause, End, Side, Stage},
 };
@@ -217,8 +221,6 @@ impl Spares {
         self.counted = self.store.len();
     }
 }
-
-const EXHAUSTED: End = End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Exhausted };
 
 fn withdraw(gone: Vec<Gone<Peer>>) {
     gone.into_iter().for_each(|gone| finish(gone, SpareEnd::Withdrawn));

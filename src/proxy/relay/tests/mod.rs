@@ -11,18 +11,9 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::{
     ids::{CloudName, EndpointIdentity, ListenerName, PoolName},
-    proxy::{peer::Peer, session::Books},
+    proxy::{peer::Peer, session::Books, tests::LIMITS},
     state::{Endpoint, EndpointCell, ListenerCell, Reports, Shared, Sockets},
     telemetry::SessionLog,
-};
-
-const LIMITS: SessionLimits = SessionLimits {
-    idle: Duration::from_secs(60),
-    half_closed: Duration::from_secs(60),
-    lifetime: None,
-    user_timeout: Duration::from_secs(30),
-    upstream_timeout: Duration::from_secs(30),
-    keepalive: net::Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 },
 };
 
 /// The two ends of a relayed session, as plain blocking sockets, and the relay's outcome.
