@@ -71,7 +71,7 @@ fn route(balance: Balance) {
     let mut rng = SmallRng::seed_from_u64(7);
     counted(|n| {
         let snapshot = shared.snapshot();
-        let facts = Facts { client: client(n), tried: &[] };
+        let facts = Facts { client: client(n), tried: &[], spread: false };
         let pool = &snapshot.listener(&listener)?.pool;
         choose(pool, &facts, &mut rng).map(|endpoint| endpoint.address())
     });
@@ -82,13 +82,14 @@ fn route_after_a_failure() {
     let (shared, listener) = bridge(Balance::LeastSessions);
     let mut rng = SmallRng::seed_from_u64(7);
     let snapshot = shared.snapshot();
-    let first = snapshot
-        .listener(&listener)
-        .and_then(|listener| choose(&listener.pool, &Facts { client: client(0), tried: &[] }, &mut rng));
+    let first = snapshot.listener(&listener).and_then(|listener| {
+        choose(&listener.pool, &Facts { client: client(0), tried: &[], spread: false }, &mut rng)
+    });
     let tried: Vec<Arc<EndpointIdentity>> = first.iter().map(|first| Arc::clone(&first.identity)).collect();
     counted(|n| {
         let pool = &snapshot.listener(&listener)?.pool;
-        choose(pool, &Facts { client: client(n), tried: &tried }, &mut rng).map(|endpoint| endpoint.address())
+        choose(pool, &Facts { client: client(n), tried: &tried, spread: false }, &mut rng)
+            .map(|endpoint| endpoint.address())
     });
 }
 
@@ -131,7 +132,7 @@ fn relay_turns() -> anyhow::Result<()> {
     let mut rng = SmallRng::seed_from_u64(7);
     let snapshot = shared.snapshot();
     let listener = snapshot.listener(&cell).context("no listener")?;
-    let facts = Facts { client: client(0), tried: &[] };
+    let facts = Facts { client: client(0), tried: &[], spread: false };
     let endpoint = Arc::clone(choose(&listener.pool, &facts, &mut rng).context("no endpoint")?);
     let (mut client, near) = pair()?;
     let (mut endpoint_side, far) = pair()?;

@@ -46,7 +46,7 @@ fn route(criterion: &mut Criterion) {
                 n += 1;
                 let snapshot = shared.snapshot();
                 let pool = &snapshot.listener(&listener)?.pool;
-                let facts = Facts { client: client(black_box(n)), tried: &[] };
+                let facts = Facts { client: client(black_box(n)), tried: &[], spread: false };
                 choose(pool, &facts, &mut rng).map(|endpoint| endpoint.address())
             });
         });

@@ -64,9 +64,8 @@ fn pool(name: &str, balance: Balance) -> Pool {
         cell: Arc::default(),
     };
     let tiers = vec![tier(&[("aws", 1, 90), ("gcp", 2, 10)]), tier(&[("azure", 3, 100)])];
-    let connect =
-        Connect { timeout: Duration::from_secs(1), attempts: 4, total: Duration::from_secs(4), spares: 0 };
-    Pool { name, balance, tiers, connect, all_down: None }
+    let connect = Connect::plain(Duration::from_secs(1), 4, Duration::from_secs(4));
+    Pool { name, balance, tiers, connect, all_down: None, trials: Vec::new(), cell: Arc::default() }
 }
 
 fn group(pool: &PoolName, cloud: &str, net: u8, balance: Balance) -> Group {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Balance, Level, LogFormat, SessionLines, WhenAllDown};
+use super::{Balance, Level, LogFormat, Replay, SessionLines, WhenAllDown};
 use crate::net::Keepalive;
 
 /// SIGTERM to the last reset. Kubernetes kills after 30 s; this leaves it room to write the last lines.
@@ -42,6 +42,24 @@ pub const ATTEMPTS: u8 = 4;
 
 /// Not every endpoint bears connections that say nothing, so somebody must have said that this one does.
 pub const PRECONNECT: u16 = 0;
+
+/// Few services do anything when a client merely connects, and without it a client waits for a silent endpoint.
+pub const HEDGE: bool = true;
+
+/// A slow day may cost a fifth more connects, not twice as many.
+pub const HEDGE_BUDGET: u8 = 20;
+
+/// Whether a request may be made twice, only the operator knows.
+pub const REPLAY: Replay = Replay::Off;
+
+/// Requests and TLS hellos are smaller.
+pub const REPLAY_BYTES: u32 = 16 * 1024;
+
+/// Small enough for any accept queue, and 8,000 new sessions a second at 30 ms.
+pub const MAX_CONNECTING: u32 = 256;
+
+/// The clients of a cloud that has just failed; at 30 ms they are connected within a second.
+pub const CONNECT_QUEUE: u32 = 8192;
 
 /// An endpoint that comes back fills its caches before it carries its full share.
 pub const SLOW_START: Duration = Duration::from_secs(10);

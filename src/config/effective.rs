@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    Address, AdminBind, Cloud, Config, Endpoint, Health, Keepalive, Listener, Policy, Pool, Probe, Tuning,
+    Address, AdminBind, Cloud, Config, Connecting, Endpoint, Health, Keepalive, Listener, Policy, Pool,
+    Probe, Replay, Tuning,
     sockets::size_text,
     values::{status_text, time_text},
     words::Vocabulary as _,
@@ -137,6 +138,7 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
     writeln!(out, "connect_timeout = {}", text(time_text(pool.connect_timeout)))?;
     writeln!(out, "attempts = {}", pool.attempts)?;
     writeln!(out, "preconnect = {}", pool.preconnect)?;
+    write_connecting(out, &pool.connecting)?;
     writeln!(out, "slow_start = {}", text(time_text(pool.slow_start)))?;
     match &pool.health {
         Some(health) => write_health(out, health)?,
@@ -146,6 +148,19 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
         write_endpoint(out, endpoint)?;
     }
     Ok(())
+}
+
+fn write_connecting(out: &mut String, connecting: &Connecting) -> fmt::Result {
+    writeln!(out, "hedge = {}", connecting.hedge)?;
+    if connecting.hedge {
+        writeln!(out, "hedge_budget = {}", connecting.hedge_budget)?;
+    }
+    optional(out, "first_byte_timeout", connecting.first_byte.map(time_text).as_deref(), "off")?;
+    writeln!(out, "replay = {}", text(connecting.replay.word()))?;
+    if connecting.replay != Replay::Off {
+        writeln!(out, "replay_bytes = {}", text(size_text(connecting.replay_bytes)))?;
+    }
+    writeln!(out, "max_connecting = {}\nconnect_queue = {}", connecting.most, connecting.queue)
 }
 
 fn write_health(out: &mut String, health: &Health) -> fmt::Result {

@@ -188,6 +188,8 @@ pub struct Pool {
     pub attempts: u8,
     /// Connections kept ready for each cloud, by all workers together.
     pub preconnect: u16,
+    /// How a session finds its endpoint: races, replays, queues.
+    pub connecting: Connecting,
     /// How long an endpoint that comes back is given less than its weight; zero is off.
     pub slow_start: Duration,
     /// Probes; `None`: every endpoint counts as up.
@@ -224,6 +226,48 @@ pub enum Balance {
     Random,
     /// By the client's address.
     SourceHash,
+}
+
+/// How a session finds its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connecting {
+    /// Race an attempt that takes long with another one.
+    pub hedge: bool,
+    /// Extra attempts in percent of sessions.
+    pub hedge_budget: u8,
+    /// How long an endpoint may take to its first byte, if that is watched.
+    pub first_byte: Option<Duration>,
+    /// Whether a session may move to another endpoint before the first byte.
+    pub replay: Replay,
+    /// Bytes that may then be sent again.
+    pub replay_bytes: u32,
+    /// Attempts at one endpoint that may be under way at once.
+    pub most: u32,
+    /// Sessions that may wait for that.
+    pub queue: u32,
+}
+
+impl Default for Connecting {
+    fn default() -> Self {
+        Self {
+            hedge: defaults::HEDGE,
+            hedge_budget: defaults::HEDGE_BUDGET,
+            first_byte: None,
+            replay: defaults::REPLAY,
+            replay_bytes: defaults::REPLAY_BYTES,
+            most: defaults::MAX_CONNECTING,
+            queue: defaults::CONNECT_QUEUE,
+        }
+    }
+}
+
+/// Whether a session that has got no answer may move to another endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replay {
+    /// No.
+    Off,
+    /// Until the first byte has come back.
+    UntilFirstByte,
 }
 
 /// What to do with every endpoint down.

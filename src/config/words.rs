@@ -5,7 +5,7 @@ use std::{borrow::Cow, marker::PhantomData};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Balance, Level, LogFormat, SessionLines, WhenAllDown};
+use super::{Balance, Level, LogFormat, Replay, SessionLines, WhenAllDown};
 
 /// A choice with a word for each case.
 pub(super) trait Vocabulary: Copy + PartialEq + 'static {
@@ -71,6 +71,11 @@ impl Vocabulary for Balance {
     ];
 }
 
+impl Vocabulary for Replay {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("until_first_byte", Self::UntilFirstByte)];
+}
+
 impl Vocabulary for WhenAllDown {
     const WORDS: &'static [(&'static str, Self)] =
         &[("try_anyway", Self::TryAnyway), ("refuse", Self::Refuse)];
@@ -132,5 +137,6 @@ mod tests {
         each_word_means_its_case::<SessionLines>();
         each_word_means_its_case::<Balance>();
         each_word_means_its_case::<WhenAllDown>();
+        each_word_means_its_case::<Replay>();
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     config::{self, Address, Config},
     ids::{CloudName, EndpointIdentity, EndpointKey, PoolName},
     net::{Bind, Outgoing},
-    state::{EndpointCell, GroupCell, Listener, ListenerCell},
+    state::{EndpointCell, GroupCell, Listener, ListenerCell, PoolCell},
 };
 
 /// A name as the config gives it: pool, host, port.
@@ -63,6 +63,7 @@ pub(super) struct Inputs {
     pub(super) members: HashMap<PoolName, Vec<Member>>,
     pub(super) unresolved: HashMap<PoolName, Vec<String>>,
     pub(super) opinions: HashMap<EndpointKey, Opinion>,
+    pub(super) pool_cells: HashMap<PoolName, Arc<PoolCell>>,
     pub(super) tier_cells: HashMap<(PoolName, usize), Arc<GroupCell>>,
     pub(super) group_cells: HashMap<(PoolName, CloudName), Arc<GroupCell>>,
     pub(super) maglevs: HashMap<(PoolName, CloudName), KeptMaglev>,
@@ -94,6 +95,7 @@ impl Inputs {
             members: HashMap::new(),
             unresolved: HashMap::new(),
             opinions: HashMap::new(),
+            pool_cells: HashMap::new(),
             tier_cells: HashMap::new(),
             group_cells: HashMap::new(),
             maglevs: HashMap::new(),
@@ -127,6 +129,7 @@ impl Inputs {
         self.members.retain(|pool, _| pools.contains(pool));
         self.unresolved.retain(|pool, _| pools.contains(pool));
         self.loops.retain(|pool, _| pools.contains(pool));
+        self.pool_cells.retain(|pool, _| pools.contains(pool));
         self.tier_cells.retain(|(pool, _), _| pools.contains(pool));
         self.group_cells.retain(|(pool, _), _| pools.contains(pool));
         self.maglevs.retain(|(pool, _), _| pools.contains(pool));

@@ -149,8 +149,10 @@ mod tests {
             name: PoolName::from("p"),
             balance: Balance::Random,
             tiers: if clouds.is_empty() { Vec::new() } else { vec![tier] },
-            connect: Connect { timeout, attempts: 1, total: timeout, spares: 0 },
+            connect: Connect::plain(timeout, 1, timeout),
             all_down,
+            trials: Vec::new(),
+            cell: Arc::default(),
         };
         Snapshot { generation: Generation(generation), listeners: Vec::new(), pools: vec![Arc::new(pool)] }
     }

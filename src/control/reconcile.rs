@@ -234,6 +234,7 @@ mod tests {
             connect_timeout: SECOND,
             attempts: 1,
             preconnect: 0,
+            connecting: crate::config::Connecting::default(),
             slow_start: SECOND,
             health: None,
             endpoints: Vec::new(),

@@ -1,18 +1,18 @@
-//! Attempts: dial, and on failure the next candidate, until one connects, nothing is left or the time is up. The
-//! client's bytes stay unread meanwhile, so a later attempt loses nothing. The engine begins the first attempt, with the
-//! synchronous half of this file; whatever does not connect at once goes on here, in tokio.
+//! One attempt: plan, dial, and what came of it. The client's bytes stay unread meanwhile, so a later attempt loses
+//! nothing. The engine begins the first attempt; whatever does not connect at once goes on in `racing.rs`.
 
 use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, time::Duration};
 
-use rand::{SeedableRng, rngs::SmallRng};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::net::RecvFlags;
 use tokio::{
     io::Interest,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep},
 };
 
 use super::{
     peer::Peer,
+    race::Race,
     relay::Watched,
     route::{self, Facts},
     seldom::Seldom,
@@ -21,8 +21,7 @@ use super::{
 use crate::{
     ids::EndpointIdentity,
     net,
-    state::{Connect, Endpoint, Report, SessionLimits, Shared},
-    sys,
+    state::{Endpoint, Pool, Report, SessionLimits, Shared},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -46,7 +45,8 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) endpoint: Arc<Endpoint>,
-    connect: Connect,
+    /// Kept while the session is connecting, and no longer.
+    pub(super) pool: Arc<Pool>,
     pub(super) limits: Arc<SessionLimits>,
 }
 
@@ -54,8 +54,66 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) plan: Plan,
-    begun: Instant,
+    pub(super) begun: Instant,
     pub(super) deadline: Instant,
+    /// When it counts as late, if another may then race it.
+    pub(super) late: Option<Instant>,
+    /// Its place among the attempts at this endpoint that may be under way at once.
+    _place: Option<Place>,
+}
+
+/// A session's part in an endpoint's number of sessions.
+#[derive(Debug)]
+pub(super) struct Claim(Option<Arc<Endpoint>>);
+
+impl Claim {
+    /// A new one.
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+        endpoint.cell.begin();
+        Self(Some(endpoint))
+    }
+
+    /// One that is counted already.
+    pub(super) const fn taken(endpoint: Arc<Endpoint>) -> Self {
+        Self(Some(endpoint))
+    }
+
+    /// Gives it to somebody who counts it out.
+    pub(super) fn give(mut self) -> Option<Arc<Endpoint>> {
+        self.0.take()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(endpoint) = &self.0 {
+            endpoint.cell.finish();
+        }
+    }
+}
+
+/// A place among the attempts at an endpoint that may be under way at once.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Endpoint>);
+
+impl Place {
+    /// Takes one; `None` when all are taken, or others wait for one.
+    pub(super) fn take(plan: &Plan) -> Option<Self> {
+        plan.endpoint.cell.enter(plan.pool.connect.dials).then(|| Self(Arc::clone(&plan.endpoint)))
+    }
+
+    /// Waits for one; `None` when too many do.
+    pub(super) async fn wait(plan: &Plan) -> Option<Self> {
+        let connect = &plan.pool.connect;
+        let entered = plan.endpoint.cell.queue(connect.dials, connect.queue).await;
+        entered.then(|| Self(Arc::clone(&plan.endpoint)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.cell.leave();
+    }
 }
 
 /// An attempt that was begun, and how that went: a socket that may not be connected yet.
@@ -67,48 +125,9 @@ pub(super) struct Established {
     pub(super) limits: Arc<SessionLimits>,
 }
 
-/// Finds an endpoint that takes the session, going on from an attempt that was begun already, if there is one.
-pub(super) async fn connect(
-    client: &Watched<'_>,
-    books: &mut Books,
-    mut begun: Option<Begun>,
-) -> Result<Established, End> {
-    let mut tried: Vec<Arc<EndpointIdentity>> = Vec::new();
-    let mut last = NO_ENDPOINT;
-    loop {
-        let (attempt, upstream) = match begun.take() {
-            Some(begun) => begun,
-            None => {
-                // A fresh snapshot for every attempt: it may know more than the last one did.
-                let plan = plan(books, &tried).filter(|plan| !plan.is_spent(books)).ok_or(last)?;
-                if books.attempts > 0 && has_left(client) {
-                    return Err(End { side: Side::Client, stage: Stage::Connect, cause: Cause::Closed });
-                }
-                begin(books, plan, has_sent(client.get_ref()), Instant::now())
-            }
-        };
-        let dialled = match upstream {
-            Ok(upstream) => finish(client, upstream, &attempt).await,
-            Err(end) => Err(end),
-        };
-        match dialled {
-            Ok(upstream) => {
-                attempt.connected(books, Instant::now());
-                return Ok(Established { upstream, limits: attempt.plan.limits });
-            }
-            Err(end) if end.side == Side::Client => return Err(end),
-            Err(end) => {
-                let endpoint = attempt.plan.endpoint;
-                failed(books, &endpoint, end);
-                tried.push(Arc::clone(&endpoint.identity));
-                last = end;
-            }
-        }
-    }
-}
-
-/// Chooses the endpoint for the next attempt; `None` when there is none left.
-pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option<Plan> {
+/// Chooses the endpoint for the next attempt; `None` when there is none left. `spread`: in a cloud that was not tried yet,
+/// if there is one.
+pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>], spread: bool) -> Option<Plan> {
     let snapshot = books.shared.snapshot();
     let listener = snapshot.listener(&books.listener)?;
     let pool = &listener.pool;
@@ -116,25 +135,35 @@ pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>]) -> Option
     if books.pool.as_ref() != Some(&pool.name) {
         books.pool = Some(pool.name.clone());
     }
-    let facts = Facts { client: books.client, tried };
+    let facts = Facts { client: books.client, tried, spread };
     let endpoint = RNG.with_borrow_mut(|rng| route::choose(pool, &facts, rng))?;
     let limits = listener.limits.towards(&endpoint.socket);
-    Some(Plan { endpoint: Arc::clone(endpoint), connect: pool.connect, limits })
+    Some(Plan { endpoint: Arc::clone(endpoint), pool: Arc::clone(pool), limits })
 }
 
-/// Begins an attempt for a client that has sent something already, or not. The books know of it from here on.
-pub(super) fn begin(books: &mut Books, plan: Plan, eager: bool, now: Instant) -> Begun {
+/// Begins the first attempt of a session whose client has sent something already, or not. The books know of it from here
+/// on.
+pub(super) fn begin(books: &mut Books, plan: Plan, place: Place, eager: bool, now: Instant) -> Begun {
     books.attempt(Arc::clone(&plan.endpoint));
+    plan.pool.cell.begin(now);
+    let mut race = Race::new(plan.pool.connect, books.started);
+    dial(&mut race, plan, place, eager, now)
+}
+
+/// Begins an attempt.
+pub(super) fn dial(race: &mut Race, plan: Plan, place: Place, eager: bool, now: Instant) -> Begun {
+    let jitter = RNG.with_borrow_mut(RngExt::random);
+    let deadline = race.begun(plan.endpoint.cell.usual(), jitter, now);
     let upstream = net::begin(plan.endpoint.address(), &plan.endpoint.socket, eager);
-    let upstream = upstream.map(Peer::new).map_err(|error| refusal(&plan.endpoint, &error));
-    let deadline = (now + plan.connect.timeout).min(books.started + plan.connect.total);
-    (Attempt { plan, begun: now, deadline }, upstream)
+    let upstream = upstream.map(Peer::unused).map_err(|error| refusal(&plan.endpoint, &error));
+    (Attempt { plan, begun: now, deadline, late: race.late(), _place: Some(place) }, upstream)
 }
 
 /// A session begins on a connection that is established already. The books know of it from here on; what the endpoint's
 /// connect times are was learnt when it was dialled.
 pub(super) fn begin_on_spare(books: &mut Books, plan: Plan, now: Instant) -> Arc<SessionLimits> {
     books.attempt(Arc::clone(&plan.endpoint));
+    plan.pool.cell.begin(now);
     plan.endpoint.cell.given_spare();
     books.connected = Some(now.max(books.started));
     plan.limits
@@ -142,19 +171,11 @@ pub(super) fn begin_on_spare(books: &mut Books, plan: Plan, now: Instant) -> Arc
 
 /// Begins a connection that no session waits for.
 pub(super) fn begin_spare(endpoint: &Endpoint, socket: &net::Outgoing) -> Result<Peer, End> {
-    net::begin(endpoint.address(), socket, false).map(Peer::new).map_err(|error| refusal(endpoint, &error))
-}
-
-impl Plan {
-    /// True when no further attempt may be made.
-    fn is_spent(&self, books: &Books) -> bool {
-        books.attempts >= self.connect.attempts
-            || (books.attempts > 0 && Instant::now() >= books.started + self.connect.total)
-    }
+    net::begin(endpoint.address(), socket, false).map(Peer::unused).map_err(|error| refusal(endpoint, &error))
 }
 
 /// How a dial that failed with this error ends.
-fn refusal(endpoint: &Endpoint, error: &io::Error) -> End {
+pub(super) fn refusal(endpoint: &Endpoint, error: &io::Error) -> End {
     let cause = Cause::of(error);
     if cause == Cause::Local && REFUSED_OPTION.is_due() {
         let (cloud, endpoint) = (&endpoint.identity.cloud, endpoint.identity.address);
@@ -184,28 +205,7 @@ pub(super) fn outcome(endpoint: &Endpoint, upstream: impl AsFd, failed: bool) ->
     }
 }
 
-/// Waits until the attempt has connected or failed. Ends early when the client resets, or leaves without having sent
-/// anything.
-async fn finish(client: &Watched<'_>, upstream: Peer, attempt: &Attempt) -> Result<Peer, End> {
-    let writable = async {
-        let watched = sys::readiness(upstream.as_fd(), Interest::WRITABLE)?;
-        let _ready = watched.writable().await?;
-        Ok::<_, io::Error>(())
-    };
-    let endpoint = &attempt.plan.endpoint;
-    let dialled = tokio::select! {
-        biased;
-        dialled = timeout_at(attempt.deadline, writable) => match dialled {
-            Ok(Ok(())) => outcome(endpoint, &upstream, true),
-            Ok(Err(error)) => Err(refusal(endpoint, &error)),
-            Err(_) => Err(End { side: Side::Upstream, stage: Stage::Connect, cause: Cause::TimedOut }),
-        },
-        cause = gone(client) => Err(End { side: Side::Client, stage: Stage::Connect, cause }),
-    };
-    dialled.map(|()| upstream)
-}
-
-fn failed(books: &Books, endpoint: &Endpoint, end: End) {
+pub(super) fn failed(books: &Books, endpoint: &Endpoint, end: End) {
     endpoint.cell.connect_failed(end.cause);
     report(&books.shared, endpoint, end);
 }
@@ -220,7 +220,7 @@ pub(super) fn report(shared: &Shared, endpoint: &Endpoint, end: End) {
 }
 
 /// Waits until the client has reset the connection, or has closed it without a byte for a while.
-async fn gone(client: &Watched<'_>) -> Cause {
+pub(super) async fn gone(client: &Watched<'_>) -> Cause {
     let glances = async {
         loop {
             sleep(GLANCE).await;
@@ -238,7 +238,7 @@ async fn gone(client: &Watched<'_>) -> Cause {
 
 /// True when the client ended its direction and had sent nothing: nobody waits for an answer to no question, so no
 /// further attempt is made for it. A client that sent something and then ended its direction is served in full.
-fn has_left(client: &Watched<'_>) -> bool {
+pub(super) fn has_left(client: &Watched<'_>) -> bool {
     peek(client.get_ref()) == Some(0)
 }
 

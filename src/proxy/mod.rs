@@ -6,6 +6,8 @@ mod connect;
 mod engine;
 mod listener;
 mod peer;
+mod race;
+mod racing;
 mod relay;
 mod route;
 mod seldom;
@@ -16,5 +18,6 @@ mod worker;
 mod tests;
 
 pub use engine::Alone;
+pub use race::{Race, Step, Why};
 pub use route::{Facts, choose, hash};
 pub use worker::{Carrier, Worker};

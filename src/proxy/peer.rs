@@ -17,6 +17,16 @@ impl Peer {
         Self { socket, clean: false }
     }
 
+    /// A connection over which no session has begun: it ends in order, as nobody takes its end for a loss.
+    pub(super) const fn unused(socket: OwnedFd) -> Self {
+        Self { socket, clean: true }
+    }
+
+    /// A session begins on it.
+    pub(super) const fn begin(&mut self) {
+        self.clean = false;
+    }
+
     /// Closes it in order: what the kernel still holds is delivered.
     pub(super) fn close(mut self) {
         self.clean = true;

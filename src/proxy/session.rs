@@ -2,15 +2,15 @@
 //! session where the engine is off, and otherwise those that need more than one plain connect. Must never hold a snapshot
 //! across an await.
 
-use std::{future::Future, net::SocketAddr, os::fd::AsFd, sync::Arc, thread};
+use std::{future::Future, net::SocketAddr, os::fd::AsFd, sync::Arc, thread, time::Duration};
 
 use tokio::{io::Interest, time::Instant};
 
 use super::{
-    connect::{self, Begun, Established},
+    connect::{self, Begun, Claim, Established},
     engine::Mailbox,
     peer::Peer,
-    relay,
+    racing, relay,
 };
 use crate::{
     ids::{Generation, PoolName},
@@ -19,6 +19,9 @@ use crate::{
     sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
 };
+
+/// An endpoint that ends a session before its first byte has not answered, if the client has asked; or if this soon.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Serves one accepted client to its end. The books are open from the call on, not from the first poll.
 pub(super) fn serve(
@@ -34,13 +37,13 @@ pub(super) fn serve(
 pub(super) struct Handover {
     pub(super) client: Peer,
     pub(super) books: Books,
-    /// The first attempt: failed, or late.
-    pub(super) begun: Begun,
+    /// The first attempt, failed or late; none where there was no place for it.
+    pub(super) begun: Option<Begun>,
 }
 
 /// Goes on with a session of the engine's, and gives the established pair back.
 pub(super) fn resume(handover: Handover, engine: Arc<Mailbox>) -> impl Future<Output = ()> + Send {
-    story(handover.client, handover.books, Some(handover.begun), Some(engine))
+    story(handover.client, handover.books, handover.begun, Some(engine))
 }
 
 async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Option<Arc<Mailbox>>) {
@@ -48,7 +51,7 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
         return books.close(End { side: Side::Proxy, stage: Stage::Accept, cause: Cause::Exhausted });
     };
     // Boxed, so that an idle session does not carry the room that dialling needs.
-    let Established { upstream, limits } = match Box::pin(connect::connect(&watched, &mut books, begun)).await
+    let Established { upstream, limits } = match Box::pin(racing::connect(&watched, &mut books, begun)).await
     {
         Ok(established) => established,
         Err(end) => return books.close(end),
@@ -123,6 +126,23 @@ impl Books {
         }
     }
 
+    /// One more attempt begins; who makes it holds the claim to its endpoint.
+    pub(super) const fn count_attempt(&mut self) {
+        self.attempts = self.attempts.saturating_add(1);
+    }
+
+    /// Gives the claim away: others may be made beside it.
+    pub(super) fn lend(&mut self) -> Option<Claim> {
+        self.endpoint.take().map(Claim::taken)
+    }
+
+    /// This endpoint carries the session, or was the last that was tried.
+    pub(super) fn carried_by(&mut self, claim: Claim) {
+        if let Some(last) = std::mem::replace(&mut self.endpoint, claim.give()) {
+            last.cell.finish();
+        }
+    }
+
     /// Counts what the relay has delivered until now.
     pub(super) fn account(&mut self, moved: Moved) {
         if let Some(endpoint) = self.endpoint.as_ref().filter(|_| moved != self.moved) {
@@ -152,6 +172,12 @@ impl Drop for Books {
         let total = self.started.elapsed();
         let endpoint = self.endpoint.take().map(|endpoint| {
             endpoint.cell.finish();
+            if self.moved.to_client == 0
+                && end.is_by_endpoint()
+                && (self.moved.to_upstream > 0 || total < AT_ONCE)
+            {
+                endpoint.cell.was_empty();
+            }
             Arc::clone(&endpoint.identity)
         });
         self.listener.finish(end, total);

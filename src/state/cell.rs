@@ -3,9 +3,14 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Relaxed, SeqCst},
+    },
     time::Duration,
 };
+
+use tokio::sync::Notify;
 
 use super::{Histogram, HistogramReading, lanes::Lanes};
 use crate::{
@@ -20,6 +25,14 @@ pub struct EndpointCell {
     active: AtomicU64,
     /// In the same way.
     connect_ewma_nanos: AtomicU64,
+    /// What the control plane made of the connect times of its group.
+    usual_nanos: AtomicU64,
+    /// Attempts under way, if they are bounded.
+    dialling: AtomicU64,
+    waiting: AtomicU64,
+    /// Sessions that may try it although it is ejected.
+    permits: AtomicU64,
+    room: Notify,
     lanes: Lanes<EndpointLane>,
     /// Its spares: connections that wait for a session.
     pub spares: SpareCell,
@@ -32,6 +45,9 @@ struct EndpointLane {
     sessions: AtomicU64,
     connect: Histogram,
     connect_failures: [AtomicU64; Cause::ALL.len()],
+    overtaken: AtomicU64,
+    empty: AtomicU64,
+    mute: AtomicU64,
 }
 
 /// What is measured of the spares of an endpoint.
@@ -151,6 +167,96 @@ impl EndpointCell {
         });
     }
 
+    /// An attempt was still under way when one that began later, at another endpoint, connected.
+    pub fn overtaken(&self) {
+        self.lanes.with(|lane| {
+            lane.overtaken.fetch_add(1, Relaxed);
+        });
+    }
+
+    /// It ended a session before its first byte.
+    pub fn was_empty(&self) {
+        self.lanes.with(|lane| {
+            lane.empty.fetch_add(1, Relaxed);
+        });
+    }
+
+    /// It was silent for too long after a client had sent something.
+    pub fn was_mute(&self) {
+        self.lanes.with(|lane| {
+            lane.mute.fetch_add(1, Relaxed);
+        });
+    }
+
+    /// Attempts that were overtaken, sessions that it ended before its first byte, and sessions in which it was silent.
+    pub fn gray(&self) -> (u64, u64, u64) {
+        let sum = |count: fn(&EndpointLane) -> &AtomicU64| self.lanes.sum(|lane| count(lane).load(Relaxed));
+        (sum(|lane| &lane.overtaken), sum(|lane| &lane.empty), sum(|lane| &lane.mute))
+    }
+
+    /// The usual connect time of its group; zero when nothing is known.
+    pub fn usual(&self) -> Duration {
+        Duration::from_nanos(self.usual_nanos.load(Relaxed))
+    }
+
+    /// Sets the usual connect time of its group.
+    pub fn set_usual(&self, usual: Duration) {
+        self.usual_nanos.store(u64::try_from(usual.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Lets so many sessions try it although it is ejected.
+    pub fn permit(&self, sessions: u64) {
+        self.permits.store(sessions, Relaxed);
+    }
+
+    /// Takes a permit, if there is one.
+    pub fn take_permit(&self) -> bool {
+        self.permits.load(Relaxed) > 0
+            && self.permits.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    /// Takes one of `limit` places for attempts that are under way; false when all are taken, or others wait for one.
+    #[must_use]
+    pub fn enter(&self, limit: u32) -> bool {
+        self.waiting.load(SeqCst) == 0 && self.squeeze_in(limit)
+    }
+
+    fn squeeze_in(&self, limit: u32) -> bool {
+        let one_more = |taken: u64| (taken < u64::from(limit)).then_some(taken + 1);
+        self.dialling.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+    }
+
+    /// Gives a place back.
+    pub fn leave(&self) {
+        self.dialling.fetch_sub(1, SeqCst);
+        if self.waiting.load(SeqCst) > 0 {
+            self.room.notify_one();
+        }
+    }
+
+    /// Waits for a place, first come first served; false when `most` wait already. Who stops waiting leaves the queue.
+    pub async fn queue(&self, limit: u32, most: u32) -> bool {
+        let waiting = Waiting(self);
+        if self.waiting.fetch_add(1, SeqCst) >= u64::from(most) {
+            return false;
+        }
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            // From here on no place that is given back is missed.
+            room.as_mut().enable();
+            if self.squeeze_in(limit) {
+                drop(waiting);
+                return true;
+            }
+            room.await;
+        }
+    }
+
+    /// Attempts under way, and sessions that wait for a place.
+    pub fn dialling(&self) -> (u64, u64) {
+        (self.dialling.load(Relaxed), self.waiting.load(Relaxed))
+    }
+
     /// Bytes were moved.
     pub fn moved(&self, to_upstream: u64, to_client: u64) {
         self.lanes.with(|lane| {
@@ -197,6 +303,17 @@ impl EndpointCell {
     /// The usual connect time; zero before the first.
     pub fn connect_ewma(&self) -> Duration {
         Duration::from_nanos(self.connect_ewma_nanos.load(Relaxed))
+    }
+}
+
+/// One that waits for a place, for as long as it does.
+struct Waiting<'a>(&'a EndpointCell);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, SeqCst);
+        // A place that was given back for who stops waiting is the next one's.
+        self.0.room.notify_one();
     }
 }
 

@@ -2,6 +2,7 @@
 //! (measurements, up), reports (rare events, up), sessions (stop signals, down) and sockets (open listeners, down
 //! and, later, aside). Neither plane knows the other; both know this room.
 
+mod budget;
 mod cell;
 mod histogram;
 mod lanes;
@@ -10,12 +11,15 @@ mod sessions;
 mod snapshot;
 mod sockets;
 
+pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
 pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, SpareCell, SpareEnd, WorkerCell};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use lanes::use_lane;
 pub use reports::{Report, ReportReceiver, Reports};
 pub use sessions::{Phase, Sessions};
-pub use snapshot::{AllDown, Connect, Endpoint, Group, Listener, Pool, SessionLimits, Snapshot, Tier};
+pub use snapshot::{
+    AllDown, Connect, Endpoint, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot, Tier,
+};
 pub use sockets::{SocketCommand, Sockets};
 
 use std::{

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{EndpointCell, GroupCell, ListenerCell};
+use super::{EndpointCell, GroupCell, ListenerCell, PoolCell};
 use crate::{
     balance::{Balance, Maglev, Shares},
     ids::{CloudName, EndpointIdentity, Generation, PoolName},
@@ -77,6 +77,10 @@ pub struct Pool {
     pub connect: Connect,
     /// Set when no endpoint is up: what `tiers` then holds.
     pub all_down: Option<AllDown>,
+    /// Endpoints that were ejected and that one session may try, if their cells have a permit. Usually none.
+    pub trials: Vec<Arc<Endpoint>>,
+    /// Its counters and its budget of extra attempts; the same object in every generation.
+    pub cell: Arc<PoolCell>,
 }
 
 /// What happens to sessions of a pool whose endpoints are all down.
@@ -99,6 +103,67 @@ pub struct Connect {
     pub total: Duration,
     /// Established connections that are kept ready for each group, by all workers together.
     pub spares: u16,
+    /// Whether an attempt that takes long is raced by another one.
+    pub hedge: Option<Hedge>,
+    /// How long an endpoint may take to its first byte after the client has sent something, if that is watched.
+    pub first_byte: Option<Duration>,
+    /// Whether a session may move on while that is waited for.
+    pub replay: Option<Replay>,
+    /// Attempts at one endpoint that may be under way at once.
+    pub dials: u32,
+    /// Sessions that may wait for their turn to dial one endpoint.
+    pub queue: u32,
+}
+
+impl Connect {
+    /// One attempt after the other, nothing watched: what every pool begins with.
+    #[must_use]
+    pub const fn plain(timeout: Duration, attempts: u8, total: Duration) -> Self {
+        Self {
+            timeout,
+            attempts,
+            total,
+            spares: 0,
+            hedge: None,
+            first_byte: None,
+            replay: None,
+            dials: u32::MAX,
+            queue: u32::MAX,
+        }
+    }
+}
+
+/// When an attempt that has not connected is raced by an attempt at another endpoint (RFC 8305, section 5, in spirit).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hedge {
+    /// Extra attempts in percent of the sessions of the last ten seconds.
+    pub budget: u8,
+}
+
+impl Hedge {
+    /// The usual budget: a slow day must not double the load.
+    pub const BUDGET: u8 = 20;
+    /// Sooner than this no attempt is late, however near its endpoint.
+    pub const SOONEST: Duration = Duration::from_millis(20);
+    /// After this an attempt is late in a cloud that was not connected to before. RFC 8305 recommends 250 ms to clients
+    /// that know nothing of their network; between clouds most paths are shorter.
+    pub const UNKNOWN: Duration = Duration::from_millis(150);
+    /// At the latest after this an attempt is raced, however far its endpoint.
+    pub const LATEST: Duration = Duration::from_millis(300);
+
+    /// How long an attempt may take before it is raced, where the usual connect time of the group (its 95th percentile)
+    /// is `usual`; zero where nothing is known. Half as long again, so that the slow twentieth does not spend the budget.
+    #[must_use]
+    pub fn delay(usual: Duration) -> Duration {
+        if usual.is_zero() { Self::UNKNOWN } else { (usual * 3 / 2).clamp(Self::SOONEST, Self::LATEST) }
+    }
+}
+
+/// Moving a session to another endpoint before the first byte from the first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Bytes of the client that may be sent again.
+    pub limit: u32,
 }
 
 /// Clouds of equal preference.

@@ -52,6 +52,8 @@ pub enum Cause {
     Lifetime,
     /// The pool has no endpoint that may be used.
     NoEndpoint,
+    /// Too many sessions wait to be connected to the endpoint.
+    Overloaded,
     /// This machine ran out of descriptors, ports or memory.
     Exhausted,
     /// This machine refused an option of the cloud's sockets: its interface or source address is gone, say.
@@ -114,7 +116,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Closed,
         Self::Reset,
         Self::Refused,
@@ -124,6 +126,7 @@ impl Cause {
         Self::HalfClosed,
         Self::Lifetime,
         Self::NoEndpoint,
+        Self::Overloaded,
         Self::Exhausted,
         Self::Local,
         Self::Shutdown,
@@ -144,6 +147,7 @@ impl Cause {
             Self::HalfClosed => "half_closed",
             Self::Lifetime => "lifetime",
             Self::NoEndpoint => "no_endpoint",
+            Self::Overloaded => "overloaded",
             Self::Exhausted => "exhausted",
             Self::Local => "local",
             Self::Shutdown => "shutdown",
@@ -205,9 +209,18 @@ impl End {
         matches!(self.cause, Cause::Closed)
     }
 
+    /// True when the endpoint ended an established session: without a byte from it, it has answered nothing.
+    #[must_use]
+    pub const fn is_by_endpoint(self) -> bool {
+        matches!(
+            self,
+            Self { side: Side::Upstream, stage: Stage::Relay, cause: Cause::Closed | Cause::Reset }
+        )
+    }
+
     /// HAProxy's two termination letters (its `configuration.txt`, section 8.5): who (`C`lient, `S`erver, `P`roxy,
     /// `R`esource, `I`nternal, `K`illed by an operator, `c`/`s` for a timeout on that side, `-` normal) and when
-    /// (`R`equest, i.e. before a choice, `C`onnect, `D`ata, `-` normal).
+    /// (`R`equest, i.e. before a choice, `Q`ueue, `C`onnect, `D`ata, `-` normal).
     #[must_use]
     pub const fn flags(self) -> &'static str {
         match (self.cause, self.side, self.stage) {
@@ -216,6 +229,7 @@ impl End {
             (Cause::Exhausted, _, Stage::Accept | Stage::Route) => "RR",
             (Cause::Exhausted, _, Stage::Connect) => "RC",
             (Cause::Exhausted, _, _) => "RD",
+            (Cause::Overloaded, _, _) => "sQ",
             (Cause::Panic, _, _) => "ID",
             (Cause::NoEndpoint, _, _) => "SC",
             (Cause::Shutdown, _, Stage::Accept | Stage::Route | Stage::Connect) => "KC",

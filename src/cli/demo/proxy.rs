@@ -201,6 +201,7 @@ fn pool(clouds: &[Cloud]) -> config::Pool {
         connect_timeout: milliseconds(300),
         attempts: defaults::ATTEMPTS,
         preconnect: defaults::PRECONNECT,
+        connecting: config::Connecting::default(),
         slow_start: milliseconds(1_000),
         health: Some(config::Health {
             // An answer, not only a connection: a frozen endpoint still connects.

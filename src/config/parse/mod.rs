@@ -4,6 +4,7 @@
 //! (`pools`, `listeners`, `addresses`). Each step goes on with what the step before could use.
 
 mod addresses;
+mod connecting;
 mod health;
 mod listeners;
 mod place;

@@ -110,6 +110,7 @@ impl Build<'_> {
         let (endpoints, used) = self.endpoints(pool, &at, clouds);
         let policy = self.policy(pool, &at, &used);
         let health = self.health(pool, &at);
+        let connecting = self.connecting(pool);
         Some(Pool {
             name: PoolName::from(pool.name.get()?.0.as_str()),
             policy: policy?,
@@ -118,6 +119,7 @@ impl Build<'_> {
             connect_timeout: pool.connect_timeout.get().map_or(defaults::CONNECT_TIMEOUT, |time| time.0),
             attempts: pool.attempts.get().copied().unwrap_or(defaults::ATTEMPTS),
             preconnect: pool.preconnect.get().copied().unwrap_or(defaults::PRECONNECT),
+            connecting,
             slow_start: pool.slow_start.get().map_or(defaults::SLOW_START, |time| time.0),
             health: health?,
             endpoints: endpoints?,

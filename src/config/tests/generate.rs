@@ -10,8 +10,8 @@ use std::{
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::super::{
-    Address, Admin, AdminBind, Balance, Cloud, Config, Endpoint, Health, Level, Listener, Log, LogFormat,
-    Policy, Pool, Probe, SessionLines, Telemetry, WhenAllDown,
+    Address, Admin, AdminBind, Balance, Cloud, Config, Connecting, Endpoint, Health, Level, Listener, Log,
+    LogFormat, Policy, Pool, Probe, Replay, SessionLines, Telemetry, WhenAllDown,
 };
 use crate::{
     ids::{CloudName, ListenerName, PoolName},
@@ -161,7 +161,7 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
         balance(),
         any::<bool>(),
         time(0, 86_399),
-        (1..17_u8, 0..1025_u16),
+        (1..17_u8, 0..1025_u16, connecting()),
         time(0, 86_399),
         option::of(health()),
     );
@@ -170,7 +170,7 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
             endpoints,
             weighted,
             shares,
-            (balance, refuse, connect_timeout, (attempts, preconnect), slow_start, health),
+            (balance, refuse, connect_timeout, (attempts, preconnect, connecting), slow_start, health),
         )| Pool {
             name: PoolName::from(name.as_str()),
             policy: policy(&endpoints, weighted, &shares),
@@ -179,11 +179,35 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
             connect_timeout: connect_timeout + Duration::from_millis(1),
             attempts,
             preconnect,
+            connecting,
             slow_start,
             health,
             endpoints,
         },
     )
+}
+
+/// What has no effect is left at its default: it is not written, or warned of.
+fn connecting() -> impl Strategy<Value = Connecting> {
+    (
+        (any::<bool>(), 0..101_u8),
+        option::of(time(1, 86_399)),
+        (any::<bool>(), 4..1025_u32),
+        1..1_000_001_u32,
+        0..1_000_001_u32,
+    )
+        .prop_map(|((hedge, budget), first_byte, (replay, kib), most, queue)| {
+            let usual = Connecting::default();
+            Connecting {
+                hedge,
+                hedge_budget: if hedge { budget } else { usual.hedge_budget },
+                first_byte,
+                replay: if replay { Replay::UntilFirstByte } else { Replay::Off },
+                replay_bytes: if replay { kib << 10 } else { usual.replay_bytes },
+                most,
+                queue,
+            }
+        })
 }
 
 /// The clouds in an order that is not that of the endpoints.

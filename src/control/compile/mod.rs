@@ -18,7 +18,9 @@ use crate::{
     balance::{Balance, Maglev, Shares},
     config::{self, WhenAllDown},
     ids::{CloudName, Generation, PoolName},
-    state::{AllDown, Connect, Endpoint, Group, Listener, Pool, SessionLimits, Snapshot, Tier},
+    state::{
+        AllDown, Connect, Endpoint, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot, Tier,
+    },
 };
 
 /// Steps of a slow start.
@@ -142,13 +144,23 @@ fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool 
         name: pool.name.clone(),
         balance,
         tiers,
-        connect: Connect {
-            timeout: pool.connect_timeout,
-            attempts: pool.attempts,
-            total: pool.connect_timeout * u32::from(pool.attempts),
-            spares: pool.preconnect,
-        },
+        connect: connect(pool),
         all_down,
+        trials: Vec::new(),
+        cell: Arc::clone(inputs.pool_cells.entry(pool.name.clone()).or_default()),
+    }
+}
+
+fn connect(pool: &config::Pool) -> Connect {
+    let how = &pool.connecting;
+    Connect {
+        spares: pool.preconnect,
+        hedge: how.hedge.then_some(Hedge { budget: how.hedge_budget }),
+        first_byte: how.first_byte,
+        replay: (how.replay == config::Replay::UntilFirstByte).then_some(Replay { limit: how.replay_bytes }),
+        dials: how.most,
+        queue: how.queue,
+        ..Connect::plain(pool.connect_timeout, pool.attempts, pool.connect_timeout * u32::from(pool.attempts))
     }
 }
 

@@ -49,6 +49,7 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
             connect_timeout: defaults::CONNECT_TIMEOUT,
             attempts: 4,
             preconnect: 0,
+            connecting: config::Connecting::default(),
             slow_start: Duration::from_secs(10),
             health,
             endpoints: endpoints.iter().map(|(address, cloud)| endpoint(address, cloud)).collect(),

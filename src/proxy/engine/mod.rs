@@ -35,7 +35,7 @@ use self::{
     timer::Timer,
 };
 use super::{
-    connect,
+    connect::{self, Place},
     peer::Peer,
     relay,
     session::{Books, Handover},
@@ -198,7 +198,7 @@ impl Engine {
             }
             Outcome::Handover(attempt, connecting) => {
                 if let Some((client, upstream, books)) = self.take_apart(token) {
-                    self.hand_over(client, books, (attempt, connecting.map(|()| upstream)));
+                    self.hand_over(client, books, Some((attempt, connecting.map(|()| upstream))));
                 }
             }
         }
@@ -212,7 +212,7 @@ impl Engine {
         Some((client, upstream, books))
     }
 
-    fn hand_over(&self, client: Peer, books: Books, begun: connect::Begun) {
+    fn hand_over(&self, client: Peer, books: Books, begun: Option<connect::Begun>) {
         if let Some(cell) = self.cell() {
             cell.handed_over.fetch_add(1, Relaxed);
         }
@@ -300,23 +300,27 @@ impl Engine {
 
     /// Carries a session from its beginning.
     fn begin(&mut self, client: Peer, mut books: Books) {
-        let Some(plan) = connect::plan(&mut books, &[]) else {
+        let Some(plan) = connect::plan(&mut books, &[], false) else {
             return books.close(connect::NO_ENDPOINT);
         };
         // A spare that has ended under a session was enough.
         let wanted = (books.attempts == 0).then_some((&*plan.endpoint, books.generation));
         let spare = wanted.and_then(|wanted| self.spares.take(wanted, &self.poll, &self.shared, self.now));
-        if let Some(upstream) = spare {
+        if let Some(mut upstream) = spare {
+            upstream.begin();
             let limits = connect::begin_on_spare(&mut books, plan, self.now);
             let session = Session::relaying(client, upstream, limits, books, self.now);
             return self.insert(session.on_spare());
         }
+        let Some(place) = Place::take(&plan) else {
+            return self.hand_over(client, books, None);
+        };
         let eager = connect::has_sent(&client);
-        match connect::begin(&mut books, plan, eager, self.now) {
+        match connect::begin(&mut books, plan, place, eager, self.now) {
             (attempt, Ok(upstream)) => {
                 self.insert(Session::connecting(client, upstream, attempt, books));
             }
-            (attempt, Err(end)) => self.hand_over(client, books, (attempt, Err(end))),
+            (attempt, Err(end)) => self.hand_over(client, books, Some((attempt, Err(end)))),
         }
     }
 

@@ -169,7 +169,8 @@ impl Session {
         let Stage::Connecting(attempt) = std::mem::replace(&mut self.stage, Stage::Leaving) else {
             return None;
         };
-        let late = attempt.deadline.min(self.books.started + GLANCE);
+        let glance = self.books.started + GLANCE;
+        let late = attempt.late.map_or(glance, |late| late.min(glance)).min(attempt.deadline);
         let failed = self.upstream_ready.has(Ready::FAILED | Ready::GONE);
         if self.client_ready.has(Ready::FAILED | Ready::GONE) {
             return Some(Outcome::Ended(End { side: Side::Client, stage: At::Connect, cause: Cause::Reset }));
@@ -180,6 +181,7 @@ impl Session {
                 return Some(Outcome::Handover(attempt, Err(end)));
             }
             attempt.connected(&mut self.books, now);
+            self.upstream.begin();
             self.stage = Stage::Relaying(Relay::new(now, attempt.plan.limits));
             return None;
         }

@@ -22,21 +22,26 @@ const ATTEMPTS_PER_CLOUD: usize = 2;
 pub struct Facts<'a> {
     /// Its address.
     pub client: SocketAddr,
-    /// Endpoints that this session has tried in vain.
+    /// Endpoints that this session has tried: in vain, or it is trying them still.
     pub tried: &'a [Arc<EndpointIdentity>],
+    /// The next attempt is made beside one that is late: another cloud is better than another endpoint.
+    pub spread: bool,
 }
 
 /// Chooses the endpoint for a session's next attempt: never one it has tried, from the first tier that has one left, and
-/// from another cloud once two attempts in one have failed. `None` when nothing is left.
+/// from another cloud once two attempts in one have failed, or if the attempts are to spread. An endpoint on trial takes a
+/// session's first attempt, if it has a permit for one. `None` when nothing is left.
 #[must_use]
 pub fn choose<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Option<&'p Arc<Endpoint>> {
     if facts.tried.is_empty() {
+        if let Some(trial) = pool.trials.iter().find(|endpoint| endpoint.cell.take_permit()) {
+            return Some(trial);
+        }
         let group = first_group(pool, pool.tiers.first()?, facts)?;
         return group.endpoints.get(first_endpoint(pool.balance, group, facts, rng));
     }
-    let fresh = |cloud: &CloudName| {
-        facts.tried.iter().filter(|tried| tried.cloud == *cloud).count() < ATTEMPTS_PER_CLOUD
-    };
+    let enough = if facts.spread { 1 } else { ATTEMPTS_PER_CLOUD };
+    let fresh = |cloud: &CloudName| facts.tried.iter().filter(|tried| tried.cloud == *cloud).count() < enough;
     next(pool, facts, rng, fresh).or_else(|| next(pool, facts, rng, |_| true))
 }
 

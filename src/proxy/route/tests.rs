@@ -28,9 +28,16 @@ fn pool(balance: Balance, tiers: &[&[(&str, u32, usize)]]) -> Pool {
             cell: Arc::default(),
         })
         .collect();
-    let connect =
-        Connect { timeout: Duration::from_secs(1), attempts: 4, total: Duration::from_secs(4), spares: 0 };
-    Pool { name: PoolName::from("p"), balance, tiers, connect, all_down: None }
+    let connect = Connect::plain(Duration::from_secs(1), 4, Duration::from_secs(4));
+    Pool {
+        name: PoolName::from("p"),
+        balance,
+        tiers,
+        connect,
+        all_down: None,
+        trials: Vec::new(),
+        cell: Arc::default(),
+    }
 }
 
 fn group(balance: Balance, cloud: &str, number: u8, count: usize) -> Group {
@@ -80,7 +87,8 @@ fn the_first_tier_takes_every_first_attempt() {
         let pool = pool(balance, &[&[("aws", 1, 3)], &[("gcp", 1, 3)]]);
         let mut rng = rng();
         for n in 0..1000 {
-            let endpoint = choose(&pool, &Facts { client: client(n), tried: &[] }, &mut rng).unwrap();
+            let endpoint =
+                choose(&pool, &Facts { client: client(n), tried: &[], spread: false }, &mut rng).unwrap();
             assert_eq!(endpoint.identity.cloud.as_str(), "aws");
         }
     }
@@ -93,7 +101,9 @@ fn shares_between_clouds_are_exact_within_two_percent() {
         let mut rng = rng();
         let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
         for n in 0..10_000 {
-            let endpoint = choose(&pool, &Facts { client: client(n * 7919), tried: &[] }, &mut rng).unwrap();
+            let endpoint =
+                choose(&pool, &Facts { client: client(n * 7919), tried: &[], spread: false }, &mut rng)
+                    .unwrap();
             *counts.entry(endpoint.identity.cloud.as_str()).or_default() += 1;
         }
         // A hash is as even as its clients; the others are exact.
@@ -109,7 +119,9 @@ fn attempts_visit_every_endpoint_once_and_then_end() {
         let mut rng = rng();
         for n in 0..200 {
             let mut tried = Vec::new();
-            while let Some(endpoint) = choose(&pool, &Facts { client: client(n), tried: &tried }, &mut rng) {
+            while let Some(endpoint) =
+                choose(&pool, &Facts { client: client(n), tried: &tried, spread: false }, &mut rng)
+            {
                 assert!(!tried.contains(&endpoint.identity), "{balance:?} tried {} twice", endpoint.identity);
                 tried.push(Arc::clone(&endpoint.identity));
             }
@@ -126,7 +138,8 @@ fn the_third_attempt_goes_to_another_cloud() {
         let mut tried = Vec::new();
         let mut clouds = Vec::new();
         for _ in 0..5 {
-            let endpoint = choose(&pool, &Facts { client: client(1), tried: &tried }, &mut rng).unwrap();
+            let endpoint =
+                choose(&pool, &Facts { client: client(1), tried: &tried, spread: false }, &mut rng).unwrap();
             clouds.push(endpoint.identity.cloud.as_str().to_owned());
             tried.push(Arc::clone(&endpoint.identity));
         }
@@ -142,7 +155,10 @@ fn least_sessions_evens_out_what_is_uneven() {
         pool.tiers[0].groups[0].endpoints[0].cell.begin();
     }
     for n in 0..400 {
-        choose(&pool, &Facts { client: client(n), tried: &[] }, &mut rng).unwrap().cell.begin();
+        choose(&pool, &Facts { client: client(n), tried: &[], spread: false }, &mut rng)
+            .unwrap()
+            .cell
+            .begin();
     }
     let active: Vec<u64> =
         pool.tiers[0].groups[0].endpoints.iter().map(|endpoint| endpoint.cell.active()).collect();
@@ -157,7 +173,8 @@ fn least_latency_prefers_the_endpoint_that_connects_sooner() {
     endpoints[1].cell.connected(Duration::from_millis(10));
     let mut rng = rng();
     for n in 0..100 {
-        let chosen = choose(&pool, &Facts { client: client(n), tried: &[] }, &mut rng).unwrap();
+        let chosen =
+            choose(&pool, &Facts { client: client(n), tried: &[], spread: false }, &mut rng).unwrap();
         assert_eq!(chosen.address(), endpoints[1].address());
     }
 }
@@ -168,7 +185,8 @@ fn round_robin_takes_turns() {
     let mut rng = rng();
     let last: Vec<u8> = (0..6)
         .map(|n| {
-            let endpoint = choose(&pool, &Facts { client: client(n), tried: &[] }, &mut rng).unwrap();
+            let endpoint =
+                choose(&pool, &Facts { client: client(n), tried: &[], spread: false }, &mut rng).unwrap();
             match endpoint.address().ip() {
                 IpAddr::V4(ip) => ip.octets()[3],
                 IpAddr::V6(_) => unreachable!(),
@@ -185,7 +203,7 @@ fn a_client_keeps_its_endpoint_whatever_its_port_and_family() {
     for n in 0..100 {
         let IpAddr::V4(ip) = client(n).ip() else { unreachable!() };
         let of = |address: SocketAddr, rng: &mut SmallRng| {
-            choose(&pool, &Facts { client: address, tried: &[] }, rng).unwrap().address()
+            choose(&pool, &Facts { client: address, tried: &[], spread: false }, rng).unwrap().address()
         };
         let first = of(client(n), &mut rng);
         assert_eq!(of(SocketAddr::new(ip.into(), 5), &mut rng), first);
@@ -196,7 +214,7 @@ fn a_client_keeps_its_endpoint_whatever_its_port_and_family() {
 #[test]
 fn an_empty_pool_offers_nothing() {
     let pool = pool(Balance::LeastSessions, &[]);
-    assert!(choose(&pool, &Facts { client: client(1), tried: &[] }, &mut rng()).is_none());
+    assert!(choose(&pool, &Facts { client: client(1), tried: &[], spread: false }, &mut rng()).is_none());
 }
 
 #[test]
@@ -211,7 +229,7 @@ fn with_nothing_to_do_the_weights_decide() {
     let mut rng = rng();
     let count = (0..4000)
         .filter(|n| {
-            let facts = Facts { client: client(*n), tried: &[] };
+            let facts = Facts { client: client(*n), tried: &[], spread: false };
             choose(&pool, &facts, &mut rng).unwrap().address() == heavy
         })
         .count();

@@ -2,6 +2,7 @@
 
 mod ends;
 mod engine;
+mod races;
 mod shares;
 mod storm;
 mod times;
@@ -43,8 +44,7 @@ pub(super) const LIMITS: SessionLimits = SessionLimits {
     keepalive: KEEPALIVE,
 };
 
-const CONNECT: Connect =
-    Connect { timeout: Duration::from_secs(2), attempts: 3, total: Duration::from_secs(10), spares: 0 };
+const CONNECT: Connect = Connect::plain(Duration::from_secs(2), 3, Duration::from_secs(10));
 
 /// A data plane with one listener.
 struct Plane {
@@ -143,6 +143,8 @@ fn publish(
         tiers: endpoints.iter().enumerate().map(tier).collect(),
         connect,
         all_down: None,
+        trials: Vec::new(),
+        cell: Arc::default(),
     });
     let listener = Listener { cell: Arc::clone(cell), pool: Arc::clone(&pool), limits: Arc::new(limits) };
     let generation = Generation(shared.snapshot().generation.0 + 1);

@@ -6,14 +6,14 @@ use super::*;
 use crate::telemetry::{Cause, Side, Stage};
 
 /// An endpoint that answers no handshake until it is opened: its queue is full.
-struct Full {
+pub(super) struct Full {
     listener: std::net::TcpListener,
     held: Vec<TcpStream>,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 impl Full {
-    async fn hold() -> Self {
+    pub(super) async fn hold() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         socket2::SockRef::from(&listener).listen(0).unwrap();
         let address = listener.local_addr().unwrap();
@@ -22,6 +22,22 @@ impl Full {
             held.push(stream.unwrap());
         }
         Self { listener, held, address }
+    }
+
+    /// Takes what is in its queue, and tells of each connection how many bytes came.
+    pub(super) fn tell(self, bytes: tokio::sync::mpsc::Sender<usize>) {
+        drop(self.held);
+        drop(std::thread::spawn(move || {
+            for stream in self.listener.incoming() {
+                let Ok(mut stream) = stream else { continue };
+                let bytes = bytes.clone();
+                drop(std::thread::spawn(move || {
+                    let mut got = Vec::new();
+                    drop(io::Read::read_to_end(&mut stream, &mut got));
+                    bytes.blocking_send(got.len()).unwrap_or_default();
+                }));
+            }
+        }));
     }
 
     /// Takes what is in its queue, and then answers: the next client is greeted.

@@ -353,8 +353,10 @@ fn pool(spares: u16, all_down: Option<AllDown>, tiers: Vec<Group>) -> Arc<Pool> 
         name: PoolName::from("p"),
         balance: Balance::Random,
         tiers: tiers.into_iter().map(tier).collect(),
-        connect: Connect { timeout: SECOND, attempts: 1, total: SECOND, spares },
+        connect: Connect { spares, ..Connect::plain(SECOND, 1, SECOND) },
         all_down,
+        trials: Vec::new(),
+        cell: Arc::default(),
     })
 }
 

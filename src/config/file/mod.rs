@@ -3,19 +3,21 @@
 //!
 //! `default`, `x-default` (a default in words), `x-min`, `x-below` and `x-long` (limits of times) stand in the schema.
 
+mod pool;
+
+pub(super) use pool::{Endpoint, HealthTables, HttpHealth, Pool, TcpHealth};
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Balance, Level, LogFormat, SessionLines, WhenAllDown,
-    defaults::{self, PROBE_FALL, PROBE_JITTER, PROBE_RISE, WEIGHT},
-    keys::{Items, Key, Mark, Named, Share, Status},
+    Level, LogFormat, SessionLines, defaults,
+    keys::{Items, Key, Mark, Named},
     values::{
-        AddressText, AdminText, BindText, CongestionText, Decimal, FilePath, HttpHost, HttpPath,
-        InterfaceText, LongTime, Name, ProbeText, Seconds, SizeText, SourceText, TelemetryText, Time,
-        status_text, time_text,
+        AdminText, BindText, CongestionText, Decimal, FilePath, InterfaceText, LongTime, Name, Seconds,
+        SizeText, SourceText, TelemetryText, Time, time_text,
     },
-    words::{PolicyWord, Vocabulary as _, Word},
+    words::{Vocabulary as _, Word},
 };
 
 /// The file as a whole.
@@ -178,213 +180,6 @@ pub(super) struct Cloud {
     /// default none: networks between clouds erase most marks, and some treat them in ways of their own.
     #[schemars(extend("x-default" = "none: 0"))]
     pub(super) dscp: Key<Mark>,
-}
-
-/// A pool: endpoints that serve one thing, how one of them is chosen, and how it is known which are up.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["name", "endpoint"]))]
-pub(super) struct Pool {
-    /// The name that listeners use. Unique.
-    #[schemars(extend("examples" = ["web"]))]
-    pub(super) name: Key<Name>,
-
-    /// How a cloud is chosen for a new session: `failover` (the first cloud of `order` that has an endpoint up takes
-    /// everything) or `weighted` (each cloud takes its share of `weights`). Failover is the default because it needs
-    /// no numbers and sends nothing where it was not expected.
-    #[schemars(extend("default" = PolicyWord::Failover.word()))]
-    pub(super) policy: Key<Word<PolicyWord>>,
-
-    /// For `failover`: every cloud of the pool, best first.
-    #[schemars(extend("x-default" = "the order in which the endpoints of the pool name them"))]
-    pub(super) order: Key<Items<Name>>,
-
-    /// For `weighted`: the share of each cloud of the pool, 0 to 1000. A cloud that is down gives its share to the
-    /// others; one with 0 is used only when nothing else is up.
-    #[schemars(extend("x-default" = "none: `weighted` needs it"))]
-    pub(super) weights: Key<Named<Share>>,
-
-    /// How an endpoint is chosen within the cloud: `least-sessions` (fewer sessions of two random ones),
-    /// `least-latency` (smaller connect time of two), `round-robin`, `random`, or `source-hash` (one client address
-    /// keeps its endpoint). The default adapts to sessions of unequal length, which TCP sessions are.
-    #[schemars(extend("default" = defaults::BALANCE.word()))]
-    pub(super) balance: Key<Word<Balance>>,
-
-    /// With every endpoint down: `try_anyway` (as if all were up; probes can be wrong, and an attempt costs little) or
-    /// `refuse` (reset new sessions at once).
-    #[schemars(extend("default" = defaults::WHEN_ALL_DOWN.word()))]
-    pub(super) when_all_down: Key<Word<WhenAllDown>>,
-
-    /// Time for one attempt to connect. A round trip around the world takes 0.3 s, and the kernel repeats a lost SYN
-    /// only after 1 s: by then another endpoint has answered.
-    #[schemars(extend("default" = time_text(defaults::CONNECT_TIMEOUT)))]
-    pub(super) connect_timeout: Key<Time>,
-
-    /// Endpoints that one session may try, one after the other: by default two in the first cloud and two in the next.
-    #[schemars(range(min = 1, max = 16), extend("default" = defaults::ATTEMPTS))]
-    pub(super) attempts: Key<u8>,
-
-    /// Spare connections: for each cloud in use the engine keeps this many established to its endpoints, unused, so that
-    /// a new session need not wait for the round trip of a connect. It is the number for all workers together, whatever
-    /// their count, as each costs the endpoint something; with fewer than there are workers, some sessions find none.
-    /// They are spread by weight. One that is 20 to 30 s old is replaced by a fresh one.
-    ///
-    /// Give it only where the endpoint bears connections that say nothing for half a minute, and does nothing with one
-    /// before the first byte: HTTP, TLS, Redis, memcached, PostgreSQL (a backend process each, which counts towards
-    /// `max_connections`). Not with MySQL (10 s to log in, and a host that often fails to is blocked), SSH
-    /// (`MaxStartups`), or a service with a thread for each connection. A greeting is kept and passed on, but may be
-    /// half a minute old. Where the endpoint closes idle ones, only those are used that are younger than half that time.
-    /// Fast Open is not used for them. If the endpoint dies silently, the first bytes of a client may go to a spare that
-    /// nobody reads, and cannot be sent again to another endpoint.
-    #[schemars(range(min = 0, max = 1024), extend("default" = defaults::PRECONNECT))]
-    pub(super) preconnect: Key<u16>,
-
-    /// How long an endpoint that comes back is given less than its weight, so that it fills its caches before it
-    /// carries its full share. `"0s"` is off.
-    #[schemars(extend("default" = time_text(defaults::SLOW_START), "x-min" = "0s"))]
-    pub(super) slow_start: Key<Time>,
-
-    /// Probes.
-    #[schemars(extend("x-default" = "no probes: every endpoint counts as up, and `check` warns"))]
-    pub(super) health: Key<HealthTables>,
-
-    /// Endpoints: at least one.
-    #[schemars(length(min = 1))]
-    pub(super) endpoint: Key<Items<Endpoint>>,
-}
-
-/// One line of a pool: an address, or a name that resolves to several.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["address", "cloud"]))]
-pub(super) struct Endpoint {
-    /// `"10.0.0.1:5432"`, `"[2001:db8::1]:5432"` or `"db.example.com:5432"`. Of a name, every address is used; when
-    /// the resolver fails, the last known ones are kept.
-    #[schemars(extend("examples" = ["10.0.0.1:5432"]))]
-    pub(super) address: Key<AddressText>,
-
-    /// The cloud it stands in. There must be a `[cloud.NAME]` for it.
-    #[schemars(extend("examples" = ["aws"]))]
-    pub(super) cloud: Key<Name>,
-
-    /// Its region.
-    #[schemars(extend("x-default" = "the region of its cloud"))]
-    pub(super) region: Key<Name>,
-
-    /// Its zone. For people and labels.
-    #[schemars(extend("x-default" = "none"))]
-    pub(super) zone: Key<Name>,
-
-    /// Its weight among the endpoints of its cloud. Alike unless said otherwise.
-    #[schemars(range(min = 1, max = 1000), extend("default" = WEIGHT))]
-    pub(super) weight: Key<u32>,
-}
-
-/// How the endpoints of a pool are probed: one of the two tables.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct HealthTables {
-    /// A probe that connects, and talks if there is something to say.
-    pub(super) tcp: Key<TcpHealth>,
-
-    /// A probe that asks over HTTP/1.1.
-    pub(super) http: Key<HttpHealth>,
-}
-
-/// A probe that connects. A hung process still accepts connections, so give `expect`, and `send` if the service
-/// waits to be asked.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct TcpHealth {
-    /// Time between two probes of an endpoint: a failure is noticed within a second, at one small connection a second.
-    #[schemars(extend("default" = time_text(defaults::PROBE_INTERVAL), "x-min" = "10ms"))]
-    pub(super) interval: Key<Time>,
-
-    /// Time for one probe: above a round trip around the world (0.3 s), below the connect timeout of a session.
-    #[schemars(extend("default" = time_text(defaults::PROBE_TIMEOUT)))]
-    pub(super) timeout: Key<Time>,
-
-    /// Time between two probes while the last ones disagree with the verdict: it is wanted soon, and the doubt is
-    /// short. By default not longer than `interval`.
-    #[schemars(extend("default" = time_text(defaults::PROBE_FAST_INTERVAL), "x-min" = "10ms"))]
-    pub(super) fast_interval: Key<Time>,
-
-    /// Good probes in a row that make an endpoint up. One may be luck.
-    #[schemars(range(min = 1, max = 100), extend("default" = PROBE_RISE))]
-    pub(super) rise: Key<u32>,
-
-    /// Bad probes in a row that make it down. One or two may be packet loss: at 3 % loss, three in a row are 1 in
-    /// 37,000.
-    #[schemars(range(min = 1, max = 100), extend("default" = PROBE_FALL))]
-    pub(super) fall: Key<u32>,
-
-    /// The share by which each interval is varied, so that proxies that start together drift apart.
-    #[schemars(range(min = 0.0, max = 1.0), extend("default" = PROBE_JITTER))]
-    pub(super) jitter: Key<f64>,
-
-    /// The port to probe.
-    #[schemars(range(min = 1, max = 65535), extend("x-default" = "the port of the endpoint"))]
-    pub(super) port: Key<u16>,
-
-    /// Text to send first. TOML escapes work: `"PING\r\n"`.
-    #[schemars(extend("x-default" = "nothing"))]
-    pub(super) send: Key<ProbeText>,
-
-    /// Text that the answer must contain. Without `send` it is what the service says first.
-    #[schemars(extend("x-default" = "nothing"))]
-    pub(super) expect: Key<ProbeText>,
-}
-
-/// A probe that asks over HTTP/1.1. The same timings as of `tcp`, and what to ask.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct HttpHealth {
-    /// Time between two probes of an endpoint: a failure is noticed within a second, at one small request a second.
-    #[schemars(extend("default" = time_text(defaults::PROBE_INTERVAL), "x-min" = "10ms"))]
-    pub(super) interval: Key<Time>,
-
-    /// Time for one probe. An HTTP answer takes a second round trip and some work.
-    #[schemars(extend("default" = time_text(defaults::HTTP_PROBE_TIMEOUT)))]
-    pub(super) timeout: Key<Time>,
-
-    /// Time between two probes while the last ones disagree with the verdict: it is wanted soon, and the doubt is
-    /// short. By default not longer than `interval`.
-    #[schemars(extend("default" = time_text(defaults::PROBE_FAST_INTERVAL), "x-min" = "10ms"))]
-    pub(super) fast_interval: Key<Time>,
-
-    /// Good probes in a row that make an endpoint up. One may be luck.
-    #[schemars(range(min = 1, max = 100), extend("default" = PROBE_RISE))]
-    pub(super) rise: Key<u32>,
-
-    /// Bad probes in a row that make it down. One or two may be packet loss: at 3 % loss, three in a row are 1 in
-    /// 37,000.
-    #[schemars(range(min = 1, max = 100), extend("default" = PROBE_FALL))]
-    pub(super) fall: Key<u32>,
-
-    /// The share by which each interval is varied, so that proxies that start together drift apart.
-    #[schemars(range(min = 0.0, max = 1.0), extend("default" = PROBE_JITTER))]
-    pub(super) jitter: Key<f64>,
-
-    /// The port to probe.
-    #[schemars(range(min = 1, max = 65535), extend("x-default" = "the port of the endpoint"))]
-    pub(super) port: Key<u16>,
-
-    /// The path to get.
-    #[schemars(extend("default" = defaults::HTTP_PROBE_PATH))]
-    pub(super) path: Key<HttpPath>,
-
-    /// The Host header.
-    #[schemars(extend("x-default" = "the address of the endpoint"))]
-    pub(super) host: Key<HttpHost>,
-
-    /// Status codes that count as good: numbers, classes (`"2xx"`) and ranges (`"200-299"`). A redirect is an answer
-    /// of a service that works.
-    #[schemars(length(min = 1), extend("default" = defaults::HTTP_PROBE_STATUS.map(status_text)))]
-    pub(super) status: Key<Items<Status>>,
-
-    /// Text that the first 64 KiB of the body must contain.
-    #[schemars(extend("x-default" = "nothing"))]
-    pub(super) body: Key<ProbeText>,
 }
 
 /// A listener: an address that clients connect to, and the pool that serves it.

@@ -1,0 +1,258 @@
+//! All attempts of a session: dial, race what is late, replace what has failed, until one connects, nothing is left or the
+//! time is up. `race.rs` decides when, `route` whom. Whoever loses is closed without a byte having been sent to it.
+
+use std::{
+    future::poll_fn,
+    io,
+    os::fd::AsFd,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+};
+
+use tokio::{
+    io::Interest,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::{
+    connect::{self, Attempt, Begun, Claim, Established, NO_ENDPOINT, Place, Plan},
+    peer::Peer,
+    race::{Race, Step, Why},
+    relay::Watched,
+    session::Books,
+};
+use crate::{
+    ids::EndpointIdentity,
+    state::{Endpoint, Hedge, Pool},
+    sys,
+    telemetry::{Cause, End, Side, Stage},
+};
+
+/// How a session ends for which too many others wait.
+const OVERLOADED: End = End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Overloaded };
+
+/// Finds an endpoint that takes the session, going on from an attempt that was begun already, if there is one.
+pub(super) async fn connect(
+    client: &Watched<'_>,
+    books: &mut Books,
+    begun: Option<Begun>,
+) -> Result<Established, End> {
+    let mut field =
+        Field { client, books, race: None, racers: Vec::new(), tried: Vec::new(), last: NO_ENDPOINT };
+    if let Some((attempt, upstream)) = begun {
+        field.resume(attempt, upstream);
+    }
+    let mut gone = pin!(connect::gone(client));
+    loop {
+        let until = match field.step() {
+            Step::Over => return Err(field.last),
+            Step::Wait(until) => until,
+            Step::Dial(why) => {
+                tokio::select! {
+                    biased;
+                    dialled = field.dial(why) => dialled?,
+                    cause = &mut gone => return Err(client_gone(cause)),
+                }
+                continue;
+            }
+        };
+        let late = async {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            (racer, dialled) = next(&mut field.racers) => match dialled {
+                Ok(upstream) => return Ok(field.won(racer, upstream)),
+                Err(end) => field.failed(racer, end),
+            },
+            cause = &mut gone => return Err(client_gone(cause)),
+            () = late => {}
+        }
+    }
+}
+
+const fn client_gone(cause: Cause) -> End {
+    End { side: Side::Client, stage: Stage::Connect, cause }
+}
+
+/// The attempts of one session.
+struct Field<'a> {
+    client: &'a Watched<'a>,
+    books: &'a mut Books,
+    /// Since the first plan: the race, and the pool as it was at the last.
+    race: Option<(Race, Arc<Pool>)>,
+    racers: Vec<Racer>,
+    tried: Vec<Arc<EndpointIdentity>>,
+    /// How the session ends if nothing comes of it.
+    last: End,
+}
+
+/// An attempt under way.
+struct Racer {
+    attempt: Attempt,
+    claim: Claim,
+    why: Why,
+    dial: Pin<Box<dyn Future<Output = Result<Peer, End>> + Send>>,
+}
+
+impl Field<'_> {
+    fn resume(&mut self, attempt: Attempt, upstream: Result<Peer, End>) {
+        let pool = Arc::clone(&attempt.plan.pool);
+        self.race = Some((Race::resumed(pool.connect, self.books.started, attempt.late), pool));
+        self.tried.push(Arc::clone(&attempt.plan.endpoint.identity));
+        if let Some(claim) = self.books.lend() {
+            self.enter((attempt, upstream), claim, Why::First);
+        }
+    }
+
+    fn step(&mut self) -> Step {
+        let now = Instant::now();
+        match &mut self.race {
+            None => Step::Dial(Why::First),
+            Some((race, pool)) => race
+                .step(now, || pool.connect.hedge.is_some_and(|hedge| pool.cell.may_hedge(hedge.budget, now))),
+        }
+    }
+
+    /// Begins an attempt, if there is an endpoint left for it.
+    async fn dial(&mut self, why: Why) -> Result<(), End> {
+        if why != Why::First && connect::has_left(self.client) {
+            return Err(client_gone(Cause::Closed));
+        }
+        // A fresh snapshot for every attempt: it may know more than the last one did.
+        let Some(plan) = connect::plan(self.books, &self.tried, why == Why::Hedge) else {
+            return self.nothing_left();
+        };
+        if why == Why::Retry && !may_retry(&plan.pool) {
+            return self.nothing_left();
+        }
+        self.tried.push(Arc::clone(&plan.endpoint.identity));
+        let Some(place) = self.place(&plan).await else {
+            return self.crowded(&plan);
+        };
+        let claim = Claim::new(Arc::clone(&plan.endpoint));
+        self.books.count_attempt();
+        match why {
+            Why::First => plan.pool.cell.begin(self.books.started),
+            Why::Retry => plan.pool.cell.retried(),
+            Why::Hedge => {}
+        }
+        let started = self.books.started;
+        let (race, pool) =
+            self.race.get_or_insert_with(|| (Race::new(plan.pool.connect, started), Arc::clone(&plan.pool)));
+        pool.clone_from(&plan.pool);
+        let begun =
+            connect::dial(race, plan, place, connect::has_sent(self.client.get_ref()), Instant::now());
+        self.enter(begun, claim, why);
+        Ok(())
+    }
+
+    fn nothing_left(&mut self) -> Result<(), End> {
+        match &mut self.race {
+            Some((race, _)) => {
+                race.spent();
+                Ok(())
+            }
+            None => Err(self.last),
+        }
+    }
+
+    /// A place among the attempts at this endpoint. It is waited for only while no other attempt is under way.
+    async fn place(&mut self, plan: &Plan) -> Option<Place> {
+        let place = Place::take(plan);
+        if place.is_some() || !self.racers.is_empty() {
+            return place;
+        }
+        plan.pool.cell.waits();
+        timeout_at(self.books.started + plan.pool.connect.total, Place::wait(plan)).await.ok().flatten()
+    }
+
+    /// There was no place: another endpoint may have one.
+    fn crowded(&mut self, plan: &Plan) -> Result<(), End> {
+        if self.racers.is_empty() {
+            plan.pool.cell.overflows();
+            plan.endpoint.cell.connect_failed(OVERLOADED.cause);
+            self.last = OVERLOADED;
+        }
+        if Instant::now() >= self.books.started + plan.pool.connect.total {
+            self.nothing_left()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn enter(&mut self, (attempt, upstream): Begun, claim: Claim, why: Why) {
+        let dial: Pin<Box<dyn Future<Output = Result<Peer, End>> + Send>> = match upstream {
+            Ok(upstream) => Box::pin(finish(upstream, Arc::clone(&attempt.plan.endpoint), attempt.deadline)),
+            Err(end) => Box::pin(std::future::ready(Err(end))),
+        };
+        self.racers.push(Racer { attempt, claim, why, dial });
+    }
+
+    fn won(&mut self, racer: Racer, mut upstream: Peer) -> Established {
+        let Racer { attempt, claim, why, .. } = racer;
+        for other in &self.racers {
+            // One that began later has had less time.
+            if other.attempt.begun < attempt.begun {
+                other.attempt.plan.endpoint.cell.overtaken();
+            }
+        }
+        if why == Why::Hedge {
+            attempt.plan.pool.cell.hedge_won();
+        }
+        self.books.carried_by(claim);
+        attempt.connected(self.books, Instant::now());
+        upstream.begin();
+        Established { upstream, limits: attempt.plan.limits }
+    }
+
+    fn failed(&mut self, racer: Racer, end: End) {
+        connect::failed(self.books, &racer.attempt.plan.endpoint, end);
+        self.books.carried_by(racer.claim);
+        self.last = end;
+        if let Some((race, _)) = &mut self.race {
+            race.failed();
+        }
+    }
+}
+
+/// Where some endpoint is up, an attempt in the place of a failed one is what the session needs. Where all are down it
+/// only adds to what they have to refuse, so the budget bounds it.
+fn may_retry(pool: &Pool) -> bool {
+    let budget = pool.connect.hedge.map_or(Hedge::BUDGET, |hedge| hedge.budget);
+    pool.all_down.is_none() || pool.cell.may_hedge(budget, Instant::now())
+}
+
+/// Waits for the first of them to end, and takes it out.
+async fn next(racers: &mut Vec<Racer>) -> (Racer, Result<Peer, End>) {
+    poll_fn(|context| {
+        for place in 0..racers.len() {
+            if let Some(racer) = racers.get_mut(place)
+                && let Poll::Ready(dialled) = racer.dial.as_mut().poll(context)
+            {
+                return Poll::Ready((racers.remove(place), dialled));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits until the attempt has connected or failed.
+async fn finish(upstream: Peer, endpoint: Arc<Endpoint>, deadline: Instant) -> Result<Peer, End> {
+    let writable = async {
+        let watched = sys::readiness(upstream.as_fd(), Interest::WRITABLE)?;
+        let _ready = watched.writable().await?;
+        Ok::<_, io::Error>(())
+    };
+    let dialled = match timeout_at(deadline, writable).await {
+        Ok(Ok(())) => connect::outcome(&endpoint, &upstream, true),
+        Ok(Err(error)) => Err(connect::refusal(&endpoint, &error)),
+        Err(_) => Err(End { side: Side::Upstream, stage: Stage::Connect, cause: Cause::TimedOut }),
+    };
+    dialled.map(|()| upstream)
+}

@@ -1,0 +1,217 @@
+//! What is measured at a pool, and the budget of extra attempts that is made of it: how many sessions began in the last
+//! seconds, and how many attempts were made beside another that was still under way.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::lanes::Lanes;
+
+/// Seconds that the budget looks back.
+const WINDOW: u64 = 10;
+
+/// Slots of a window: more than it has seconds, so that a second that has passed is not written to again soon.
+const SLOTS: usize = 16;
+
+/// Extra attempts in a window that are allowed however few sessions there are.
+pub const ALWAYS: u64 = 10;
+
+/// What is measured at a pool; lives as long as its name.
+#[derive(Debug, Default)]
+pub struct PoolCell {
+    sessions: Lanes<Window>,
+    extra: Window,
+    hedges: AtomicU64,
+    won: AtomicU64,
+    denied: AtomicU64,
+    retries: AtomicU64,
+    waited: AtomicU64,
+    overflowed: AtomicU64,
+    replayed: AtomicU64,
+}
+
+impl PoolCell {
+    /// A session of this pool begins.
+    pub fn begin(&self, now: Instant) {
+        let second = second(now);
+        self.sessions.with(|window| window.add(second));
+    }
+
+    /// Asks for an extra attempt; `percent` is the share of sessions that may have one. False, and counted, when the
+    /// budget of the last ten seconds is spent.
+    pub fn may_hedge(&self, percent: u8, now: Instant) -> bool {
+        let granted = self.left(percent, now) > 0;
+        if granted {
+            self.extra.add(second(now));
+            self.hedges.fetch_add(1, Relaxed);
+        } else {
+            self.denied.fetch_add(1, Relaxed);
+        }
+        granted
+    }
+
+    /// Extra attempts that may be made now.
+    pub fn left(&self, percent: u8, now: Instant) -> u64 {
+        let second = second(now);
+        let sessions = self.sessions.sum(|window| window.sum(second));
+        (ALWAYS + sessions * u64::from(percent) / 100).saturating_sub(self.extra.sum(second))
+    }
+
+    /// Sessions that began in the last ten seconds, and extra attempts in the same time.
+    pub fn recent(&self, now: Instant) -> (u64, u64) {
+        let second = second(now);
+        (self.sessions.sum(|window| window.sum(second)), self.extra.sum(second))
+    }
+
+    /// An extra attempt was the first to connect.
+    pub fn hedge_won(&self) {
+        self.won.fetch_add(1, Relaxed);
+    }
+
+    /// An attempt takes the place of one that failed.
+    pub fn retried(&self) {
+        self.retries.fetch_add(1, Relaxed);
+    }
+
+    /// A session waits for its turn to dial.
+    pub fn waits(&self) {
+        self.waited.fetch_add(1, Relaxed);
+    }
+
+    /// A session found no room to wait, or waited too long.
+    pub fn overflows(&self) {
+        self.overflowed.fetch_add(1, Relaxed);
+    }
+
+    /// A session was moved to another endpoint with what its client had sent.
+    pub fn replays(&self) {
+        self.replayed.fetch_add(1, Relaxed);
+    }
+
+    /// What was counted since the start.
+    #[must_use]
+    pub fn counts(&self) -> PoolCounts {
+        PoolCounts {
+            hedges: self.hedges.load(Relaxed),
+            won: self.won.load(Relaxed),
+            denied: self.denied.load(Relaxed),
+            retries: self.retries.load(Relaxed),
+            waited: self.waited.load(Relaxed),
+            overflowed: self.overflowed.load(Relaxed),
+            replayed: self.replayed.load(Relaxed),
+        }
+    }
+}
+
+/// What a pool has counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Attempts beside another that was still under way.
+    pub hedges: u64,
+    /// Those of them that were the first to connect.
+    pub won: u64,
+    /// Those that the budget did not allow.
+    pub denied: u64,
+    /// Attempts in the place of one that had failed.
+    pub retries: u64,
+    /// Sessions that waited for their turn to dial.
+    pub waited: u64,
+    /// Sessions that found no room to wait, or waited too long.
+    pub overflowed: u64,
+    /// Sessions that were moved to another endpoint with what their client had sent.
+    pub replayed: u64,
+}
+
+/// Counts by second. Writers of one slot may meet at the turn of a second; nothing is lost but a count at the worst.
+#[derive(Debug, Default)]
+struct Window {
+    /// The second in the upper half, the count in the lower.
+    slots: [AtomicU64; SLOTS],
+}
+
+impl Window {
+    #[expect(clippy::cast_possible_truncation, reason = "below SLOTS")]
+    fn add(&self, second: u64) {
+        let Some(slot) = self.slots.get((second % SLOTS as u64) as usize) else { return };
+        let old = slot.load(Relaxed);
+        let is_first =
+            old >> 32 != second && slot.compare_exchange(old, second << 32 | 1, Relaxed, Relaxed).is_ok();
+        if !is_first {
+            slot.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn sum(&self, second: u64) -> u64 {
+        let recent = |word: u64| second.checked_sub(word >> 32).is_some_and(|age| age < WINDOW);
+        let words = self.slots.iter().map(|slot| slot.load(Relaxed));
+        words.filter(|word| recent(*word)).map(|word| word & u64::from(u32::MAX)).sum()
+    }
+}
+
+/// Seconds since the first question. They begin far from zero, which an empty slot stands for.
+fn second(now: Instant) -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(|| now - Duration::from_secs(0));
+    now.saturating_duration_since(start).as_secs() + 2 * WINDOW
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_first_few_are_always_allowed_and_then_a_share_of_the_sessions() {
+        let (cell, now) = (PoolCell::default(), Instant::now());
+        for _ in 0..ALWAYS {
+            assert!(cell.may_hedge(20, now));
+        }
+        assert!(!cell.may_hedge(20, now));
+        (0..5).for_each(|_| cell.begin(now));
+        assert!(cell.may_hedge(20, now));
+        assert!(!cell.may_hedge(20, now));
+        let counts = cell.counts();
+        assert_eq!((counts.hedges, counts.denied), (ALWAYS + 1, 2));
+    }
+
+    #[test]
+    fn what_is_older_than_the_window_counts_no_more() {
+        let (cell, now) = (PoolCell::default(), Instant::now());
+        (0..1000).for_each(|_| cell.begin(now));
+        for _ in 0..ALWAYS + 200 {
+            assert!(cell.may_hedge(20, now + 5 * SECOND));
+        }
+        assert_eq!(cell.left(20, now + 9 * SECOND), 0);
+        // The sessions have gone, the extra attempts have not.
+        assert_eq!(cell.left(20, now + 11 * SECOND), 0);
+        assert_eq!(cell.left(20, now + 16 * SECOND), ALWAYS);
+        assert_eq!(cell.recent(now + 30 * SECOND), (0, 0));
+    }
+
+    #[test]
+    fn nothing_is_allowed_at_zero_but_the_first_few() {
+        let (cell, now) = (PoolCell::default(), Instant::now());
+        (0..1000).for_each(|_| cell.begin(now));
+        assert_eq!(cell.left(0, now), ALWAYS);
+    }
+
+    #[test]
+    fn workers_count_together() {
+        let cell = PoolCell::default();
+        let now = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..1000).for_each(|_| cell.begin(now)));
+            }
+        });
+        // A count may be lost where two meet at a slot's first use.
+        assert!((3990..=4000).contains(&cell.recent(now).0), "{:?}", cell.recent(now));
+    }
+}
