@@ -4,12 +4,11 @@ use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::SystemTime,
 };
 
 use tokio::time::Instant;
 
-use super::health::Verdict;
+use super::{brain::Notice, health::Verdict};
 use crate::{
     balance::Maglev,
     config::{self, Address, Config},
@@ -19,14 +18,14 @@ use crate::{
 };
 
 /// A name as the config gives it: pool, host, port.
-pub(super) type Name = (PoolName, Arc<str>, u16);
+pub type Name = (PoolName, Arc<str>, u16);
 
 /// What is thought of an endpoint, and why.
 #[derive(Clone, Debug)]
 pub(super) struct Opinion {
     pub(super) verdict: Verdict,
     pub(super) reason: Arc<str>,
-    pub(super) since: SystemTime,
+    pub(super) since: Instant,
     pub(super) transitions: u64,
     /// When it came back from being down: the start of its slow start.
     pub(super) returned: Option<Instant>,
@@ -34,9 +33,11 @@ pub(super) struct Opinion {
 
 /// A listener that has its sockets.
 #[derive(Clone, Debug)]
-pub(super) struct OpenListener {
-    pub(super) config: config::Listener,
-    pub(super) cell: Arc<ListenerCell>,
+pub struct OpenListener {
+    /// As in the config.
+    pub config: config::Listener,
+    /// Where it is bound, and its counters.
+    pub cell: Arc<ListenerCell>,
 }
 
 /// An endpoint as the compiler sees it.
@@ -78,10 +79,10 @@ pub(super) struct Inputs {
 }
 
 impl Opinion {
-    fn fresh(probed: bool) -> Self {
+    fn fresh(probed: bool, now: Instant) -> Self {
         let (verdict, reason) =
             if probed { (Verdict::Unknown, "not probed yet") } else { (Verdict::Up, "not probed") };
-        Self { verdict, reason: Arc::from(reason), since: SystemTime::now(), transitions: 0, returned: None }
+        Self { verdict, reason: Arc::from(reason), since: now, transitions: 0, returned: None }
     }
 }
 
@@ -107,13 +108,14 @@ impl Inputs {
         }
     }
 
-    /// Takes a config in force. Opinions, cells and addresses of endpoints that stay are kept.
+    /// Takes a config in force. Opinions, cells and addresses of endpoints that stay are kept. What there is to tell.
     pub(super) fn configure(
         &mut self,
         config: Arc<Config>,
         listeners: Vec<OpenListener>,
         retired: Vec<Arc<Listener>>,
-    ) {
+        now: Instant,
+    ) -> Vec<Notice> {
         self.config = config;
         self.own = listeners
             .iter()
@@ -133,11 +135,12 @@ impl Inputs {
         self.tier_cells.retain(|(pool, _), _| pools.contains(pool));
         self.group_cells.retain(|(pool, _), _| pools.contains(pool));
         self.maglevs.retain(|(pool, _), _| pools.contains(pool));
-        config.pools.iter().for_each(|pool| self.gather(pool));
+        let notices = config.pools.iter().flat_map(|pool| self.gather(pool, now)).collect();
         let alive: HashSet<EndpointKey> =
             self.members.values().flatten().map(|member| member.identity.key()).collect();
         self.cells.retain(|key, _| alive.contains(key));
         self.opinions.retain(|key, _| alive.contains(key));
+        notices
     }
 
     /// Takes addresses of names that the next config brings, before it is configured.
@@ -145,23 +148,27 @@ impl Inputs {
         self.resolved.extend(resolved);
     }
 
-    /// Takes the addresses of a name. False when nothing changed, or nobody asks for the name any more.
-    pub(super) fn resolve(&mut self, name: Name, addresses: Vec<SocketAddr>) -> bool {
+    /// Takes the addresses of a name; what there is to tell. `None` when nothing changed, or nobody asks for the name any
+    /// more.
+    pub(super) fn resolve(
+        &mut self,
+        name: Name,
+        addresses: Vec<SocketAddr>,
+        now: Instant,
+    ) -> Option<Vec<Notice>> {
         let config = Arc::clone(&self.config);
-        let Some(pool) = config.pools.iter().find(|pool| pool.name == name.0) else {
-            return false;
-        };
+        let pool = config.pools.iter().find(|pool| pool.name == name.0)?;
         if self.resolved.get(&name) == Some(&addresses) {
-            return false;
+            return None;
         }
         self.resolved.insert(name, addresses);
-        self.gather(pool);
+        let notices = self.gather(pool, now);
         // What the name no longer has is forgotten, or names that rotate would fill the memory.
         let members = self.members.get(&pool.name).map(Vec::as_slice).unwrap_or_default();
         let alive: HashSet<EndpointKey> = members.iter().map(|member| member.identity.key()).collect();
         self.cells.retain(|key, _| key.pool != pool.name || alive.contains(key));
         self.opinions.retain(|key, _| key.pool != pool.name || alive.contains(key));
-        true
+        Some(notices)
     }
 
     /// Takes a verdict; the one before. `None` when the endpoint is gone, or the verdict is no news.
@@ -184,7 +191,7 @@ impl Inputs {
         *opinion = Opinion {
             verdict,
             reason,
-            since: SystemTime::now(),
+            since: now,
             transitions: opinion.transitions + u64::from(!found),
             returned: came_back.then_some(now),
         };
@@ -214,8 +221,9 @@ impl Inputs {
         cloud.map_or_else(Arc::default, |cloud| Arc::clone(&cloud.socket))
     }
 
-    /// Lists a pool's endpoints, names replaced by addresses.
-    fn gather(&mut self, pool: &config::Pool) {
+    /// Lists a pool's endpoints, names replaced by addresses; what had to be left out.
+    fn gather(&mut self, pool: &config::Pool, now: Instant) -> Vec<Notice> {
+        let mut notices = Vec::new();
         let mut members: Vec<Member> = Vec::new();
         let mut unresolved = Vec::new();
         let mut seen = HashSet::new();
@@ -235,10 +243,8 @@ impl Inputs {
             let socket = self.socket(&endpoint.cloud);
             for address in addresses {
                 if !socket.reaches(address) {
-                    tracing::warn!(
-                        pool = %pool.name, endpoint = %address, cloud = %endpoint.cloud,
-                        "the cloud's `source` has no address of this family: left out"
-                    );
+                    let (pool, cloud) = (pool.name.clone(), endpoint.cloud.clone());
+                    notices.push(Notice::OutOfReach { pool, cloud, address });
                     continue;
                 }
                 if let Some(host) = host.as_ref().filter(|_| self.is_own(address)) {
@@ -246,7 +252,7 @@ impl Inputs {
                     continue;
                 }
                 if seen.insert(address) {
-                    members.push(self.member(pool, endpoint, address, host.clone()));
+                    members.push(self.member((pool, endpoint), address, host.clone(), now));
                 }
             }
         }
@@ -254,12 +260,11 @@ impl Inputs {
         self.unresolved.insert(pool.name.clone(), unresolved);
         let told = self.loops.get(&pool.name);
         for (host, address) in loops.iter().filter(|one| !told.is_some_and(|told| told.contains(one))) {
-            tracing::warn!(
-                pool = %pool.name, %host, %address,
-                "this name resolves to an address of this proxy itself: left out, or it would loop"
-            );
+            let (pool, host) = (pool.name.clone(), Arc::clone(host));
+            notices.push(Notice::Loops { pool, host, address: *address });
         }
         self.loops.insert(pool.name.clone(), loops);
+        notices
     }
 
     fn is_own(&self, address: SocketAddr) -> bool {
@@ -268,16 +273,16 @@ impl Inputs {
 
     fn member(
         &mut self,
-        pool: &config::Pool,
-        endpoint: &config::Endpoint,
+        (pool, endpoint): (&config::Pool, &config::Endpoint),
         address: SocketAddr,
         host: Option<Arc<str>>,
+        now: Instant,
     ) -> Member {
         let key = EndpointKey { pool: pool.name.clone(), address };
         let probed = pool.health.is_some();
-        let opinion = self.opinions.entry(key.clone()).or_insert_with(|| Opinion::fresh(probed));
+        let opinion = self.opinions.entry(key.clone()).or_insert_with(|| Opinion::fresh(probed, now));
         if !probed && opinion.verdict != Verdict::Up {
-            *opinion = Opinion::fresh(false);
+            *opinion = Opinion::fresh(false, now);
         }
         let (identity, cell) = self.cells.entry(key).or_insert_with(|| {
             let identity =

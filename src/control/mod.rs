@@ -3,6 +3,7 @@
 //! ever waited for by traffic.
 
 pub mod admin;
+mod brain;
 mod compile;
 pub mod discovery;
 pub mod health;
@@ -16,10 +17,13 @@ mod reconcile;
 mod reload;
 mod round;
 mod run;
+mod standing;
 #[cfg(test)]
 mod testing;
 mod view;
 
+pub use brain::{Brain, Notice};
+pub use inputs::{Name, OpenListener};
 pub use journal::{Event, Journal};
 pub use reload::ReloadError;
 pub use run::{Bindings, Control, Orders, StartError, Stop, bind_all};

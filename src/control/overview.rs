@@ -1,13 +1,13 @@
 //! From inputs and snapshot to what people are shown.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
 use super::{
     EndpointView, ListenerView, Overview, PoolView,
-    compile::ramp_percent,
     inputs::{Inputs, Member},
+    standing,
 };
 use crate::{
     config,
@@ -15,8 +15,11 @@ use crate::{
     state::{Pool, Snapshot},
 };
 
+/// The same moment, for decisions and for people.
+pub(super) type Now = (Instant, SystemTime);
+
 /// A picture of this generation.
-pub(super) fn overview(inputs: &Inputs, snapshot: &Snapshot, now: Instant) -> Overview {
+pub(super) fn overview(inputs: &Inputs, snapshot: &Snapshot, now: Now) -> Overview {
     let compiled: HashMap<_, _> = snapshot.pools.iter().map(|pool| (&pool.name, pool)).collect();
     let pools = inputs
         .config
@@ -32,7 +35,7 @@ pub(super) fn overview(inputs: &Inputs, snapshot: &Snapshot, now: Instant) -> Ov
     Overview { generation: snapshot.generation, config: Arc::clone(&inputs.config), listeners, pools }
 }
 
-fn pool_view(inputs: &Inputs, pool: &config::Pool, compiled: &Pool, now: Instant) -> PoolView {
+fn pool_view(inputs: &Inputs, pool: &config::Pool, compiled: &Pool, now: Now) -> PoolView {
     let members = inputs.members.get(&pool.name).map(Vec::as_slice).unwrap_or_default();
     PoolView {
         name: pool.name.clone(),
@@ -61,10 +64,10 @@ fn endpoint_view(
     pool: &config::Pool,
     compiled: &Pool,
     member: &Member,
-    now: Instant,
+    (now, wall): Now,
 ) -> Option<EndpointView> {
     let opinion = inputs.opinions.get(&member.identity.key())?;
-    let percent = ramp_percent(opinion.returned.map(|at| now.duration_since(at)), pool.slow_start);
+    let percent = standing::weight_percent(inputs, pool, member, now);
     let first = compiled.tiers.first();
     let in_use = first.is_some_and(|tier| {
         let mut endpoints = tier.groups.iter().flat_map(|group| &group.endpoints);
@@ -80,7 +83,7 @@ fn endpoint_view(
         cell: Arc::clone(&member.cell),
         verdict: opinion.verdict,
         reason: Arc::clone(&opinion.reason),
-        since: opinion.since,
+        since: wall - now.duration_since(opinion.since),
         transitions: opinion.transitions,
         in_use,
     })

@@ -1,7 +1,7 @@
-//! The only writer of snapshots: takes changes from everyone, compiles, publishes, and has told what changed. Changes that
-//! wait are taken together, so a burst becomes one generation.
+//! The only writer of snapshots: takes changes from everyone, has the brain decide, publishes, and has told what changed.
+//! Changes that wait are taken together, so a burst becomes one generation.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -9,18 +9,17 @@ use tokio::{
 };
 
 use super::{
-    Change, View,
-    compile::{self, Dirty},
-    discovery::{DiscoveryHandle, Name},
+    Brain, Change, Notice, View,
+    discovery::{self, DiscoveryHandle},
     health::{HealthHandle, Target, Verdict},
-    inputs::{self, Inputs, OpenListener},
+    inputs::{Name, OpenListener},
     news::News,
     overview,
 };
 use crate::{
     config::Config,
-    ids::{Generation, PoolName},
-    state::{Listener, Phase, Report, ReportReceiver, Shared, Snapshot},
+    ids::Generation,
+    state::{Phase, Report, ReportReceiver, Shared, Snapshot},
 };
 
 /// Changes taken into one generation at the most, so that a flood cannot hold the next generation back.
@@ -41,7 +40,7 @@ pub(super) struct NewConfig {
     pub(super) config: Arc<Config>,
     pub(super) listeners: Vec<OpenListener>,
     /// Addresses of names that the config before did not have.
-    pub(super) resolved: Vec<(inputs::Name, Vec<SocketAddr>)>,
+    pub(super) resolved: Vec<(Name, Vec<SocketAddr>)>,
     /// Answered once the config is in force.
     pub(super) done: oneshot::Sender<Generation>,
 }
@@ -62,10 +61,8 @@ pub(super) struct Reconciler {
     shared: Arc<Shared>,
     view: Arc<View>,
     doors: Doors,
-    inputs: Inputs,
+    brain: Brain,
     news: News,
-    /// Pools in which an endpoint is in its slow start, and when its next step is due.
-    ramp: Option<(HashSet<PoolName>, Instant)>,
 }
 
 impl Reconciler {
@@ -76,14 +73,13 @@ impl Reconciler {
         config: Arc<Config>,
         servers: Vec<SocketAddr>,
     ) -> Self {
-        let inputs = Inputs::new(config, servers);
-        Self { shared, view, doors, inputs, news: News::default(), ramp: None }
+        Self { shared, view, doors, brain: Brain::new(config, servers), news: News::default() }
     }
 
     /// Runs until every sender of changes is gone.
     pub(super) async fn run(mut self) {
         loop {
-            let step = self.ramp.as_ref().map(|(_, due)| *due);
+            let step = self.brain.due();
             tokio::select! {
                 biased;
                 Some(request) = self.doors.requests.recv() => match request {
@@ -94,27 +90,21 @@ impl Reconciler {
                 Some(Report::ConnectFailed { endpoint, .. }) = self.doors.reports.recv() => {
                     self.doors.health.hint(&endpoint.key());
                 }
-                () = sleep_until(step.unwrap_or_else(Instant::now)), if step.is_some() => {
-                    if let Some((pools, _)) = self.ramp.take() {
-                        self.publish(&Dirty::Pools(pools));
-                    }
-                }
+                () = sleep_until(step.unwrap_or_else(Instant::now)), if step.is_some() => self.publish(),
                 else => return,
             }
         }
     }
 
     fn configure(&mut self, new: NewConfig) {
-        let retired = self.retired(&new.listeners);
-        self.inputs.know(new.resolved);
-        self.inputs.configure(new.config, new.listeners, retired);
-        self.publish(&Dirty::All);
-        self.doors.discovery.set_names(
-            self.inputs.names().into_iter().map(|(pool, host, port)| Name { pool, host, port }).collect(),
-        );
+        self.brain.configure(new.config, new.listeners, new.resolved, Instant::now());
+        self.publish();
+        let names = self.brain.inputs().names().into_iter();
+        let names = names.map(|(pool, host, port)| discovery::Name { pool, host, port });
+        self.doors.discovery.set_names(names.collect());
         self.set_targets();
         // Whoever asked may have given up waiting.
-        new.done.send(self.shared.snapshot().generation).unwrap_or_default();
+        new.done.send(self.brain.snapshot().generation).unwrap_or_default();
     }
 
     fn settle(&mut self, done: oneshot::Sender<()>) {
@@ -124,84 +114,79 @@ impl Reconciler {
         done.send(()).unwrap_or_default();
     }
 
-    /// Listeners that the new config no longer has: clients accepted on them are still routed, at every attempt.
-    fn retired(&self, listeners: &[OpenListener]) -> Vec<Arc<Listener>> {
-        let stays = |old: &&Arc<Listener>| listeners.iter().any(|new| Arc::ptr_eq(&new.cell, &old.cell));
-        let is_used = |old: &&Arc<Listener>| {
-            old.cell.active() > 0
-                || self.inputs.listeners.iter().any(|open| Arc::ptr_eq(&open.cell, &old.cell))
-        };
-        self.shared.snapshot().listeners.iter().filter(is_used).filter(|old| !stays(old)).cloned().collect()
-    }
-
     fn change(&mut self, first: Change) {
-        let mut dirty = HashSet::new();
         let mut resolved = false;
         let mut next = Some(first);
         let mut taken = 0;
         while let Some(change) = next {
             resolved |= matches!(change, Change::Resolved { .. });
-            dirty.extend(self.take(change));
+            self.brain.take(change, Instant::now());
             taken += 1;
             next = if taken < BATCH { self.doors.changes.try_recv().ok() } else { None };
         }
-        if !dirty.is_empty() {
-            self.publish(&Dirty::Pools(dirty));
-        }
+        self.publish();
         if resolved {
             self.set_targets();
         }
     }
 
-    /// Takes one change in; the pool that must be compiled anew.
-    fn take(&mut self, change: Change) -> Option<PoolName> {
-        match change {
-            Change::Verdict { endpoint, verdict, reason } => {
-                let before = self.inputs.judge(&endpoint, verdict, Arc::clone(&reason), Instant::now())?;
-                let found = before == Verdict::Unknown && verdict == Verdict::Up;
-                if !found && verdict != Verdict::Unknown {
-                    let generation = self.shared.snapshot().generation.next();
-                    self.view
-                        .journal
-                        .record(generation, format!("endpoint {endpoint} {}: {reason}", verdict.as_str()));
-                }
-                Some(endpoint.pool)
-            }
-            Change::Resolved { pool, host, port, addresses } => {
-                let text = format!("pool {pool}: {host}:{port} has {} addresses", addresses.len());
-                let news = self.inputs.resolve((pool.clone(), host, port), addresses);
-                if news {
-                    self.view.journal.record(self.shared.snapshot().generation.next(), text);
-                }
-                news.then_some(pool)
-            }
+    /// Publishes the next generation, if there is one.
+    fn publish(&mut self) {
+        let now = (Instant::now(), SystemTime::now());
+        let before: Arc<Snapshot> = Arc::clone(self.brain.snapshot());
+        let after = self.brain.compile(now.0);
+        for notice in self.brain.notices() {
+            self.tell(&notice, before.generation.next());
         }
-    }
-
-    fn publish(&mut self, dirty: &Dirty) {
-        let started = Instant::now();
-        let before: Arc<Snapshot> = Arc::clone(&self.shared.snapshot());
-        let generation = before.generation.next();
-        let after = Arc::new(compile::compile(&mut self.inputs, &before, dirty, generation, started));
-        self.ramp = compile::ramping(&self.inputs, started);
+        let Some(after) = after else { return };
         self.shared.publish(Arc::clone(&after));
-        self.view.compiles.observe(started.elapsed());
-        let overview = Arc::new(overview::overview(&self.inputs, &after, started));
+        self.view.compiles.observe(now.0.elapsed());
+        let overview = Arc::new(overview::overview(self.brain.inputs(), &after, now));
         self.view.overview.store(Arc::clone(&overview));
         self.view.totals.follow(&overview);
         let ready = self.shared.sessions.phase() >= Phase::Ready;
-        self.news.tell((&before, &after), ready, &self.view, started);
+        self.news.tell((&before, &after), ready, &self.view, now.0);
+    }
+
+    fn tell(&self, notice: &Notice, generation: Generation) {
+        let text = match notice {
+            // To be found alive at first is no news.
+            Notice::Judged { before: Verdict::Unknown, verdict: Verdict::Up, .. }
+            | Notice::Judged { verdict: Verdict::Unknown, .. } => return,
+            Notice::Judged { endpoint, verdict, reason, .. } => {
+                format!("endpoint {endpoint} {}: {reason}", verdict.as_str())
+            }
+            Notice::Resolved { name: (pool, host, port), addresses } => {
+                format!("pool {pool}: {host}:{port} has {addresses} addresses")
+            }
+            Notice::OutOfReach { pool, cloud, address } => {
+                tracing::warn!(
+                    %pool, endpoint = %address, %cloud,
+                    "the cloud's `source` has no address of this family: left out"
+                );
+                return;
+            }
+            Notice::Loops { pool, host, address } => {
+                tracing::warn!(
+                    %pool, %host, %address,
+                    "this name resolves to an address of this proxy itself: left out, or it would loop"
+                );
+                return;
+            }
+        };
+        self.view.journal.record(generation, text);
     }
 
     fn set_targets(&self) {
-        let config = Arc::clone(&self.inputs.config);
+        let inputs = self.brain.inputs();
+        let config = Arc::clone(&inputs.config);
         let targets = config.pools.iter().filter_map(|pool| Some((pool, Arc::new(pool.health.clone()?))));
         let targets = targets.flat_map(|(pool, settings)| {
-            let members = self.inputs.members.get(&pool.name).map(Vec::as_slice).unwrap_or_default();
+            let members = inputs.members.get(&pool.name).map(Vec::as_slice).unwrap_or_default();
             members.iter().map(move |member| Target {
                 key: member.identity.key(),
                 settings: Arc::clone(&settings),
-                socket: self.inputs.socket(&member.identity.cloud),
+                socket: inputs.socket(&member.identity.cloud),
             })
         });
         self.doors.health.set_targets(targets.collect());
@@ -217,7 +202,7 @@ mod tests {
             discovery::Discovery,
             health::Health,
         },
-        ids::ListenerName,
+        ids::{ListenerName, PoolName},
         net::{Bind, Keepalive},
         state::{ListenerCell, Reports},
         telemetry::{Cause, End, Side, Stage},

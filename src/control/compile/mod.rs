@@ -4,15 +4,14 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
 use tokio::time::Instant;
 
 use super::{
-    health::Verdict,
     inputs::{Inputs, Member, OpenListener},
     policy,
+    standing::{self, Use},
 };
 use crate::{
     balance::{Balance, Maglev, Shares},
@@ -22,9 +21,6 @@ use crate::{
         AllDown, Connect, Endpoint, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot, Tier,
     },
 };
-
-/// Steps of a slow start.
-const RAMP_STEPS: u32 = 10;
 
 /// Which pools must be compiled anew.
 #[derive(Debug)]
@@ -56,39 +52,6 @@ pub(super) fn compile(
         inputs.listeners.iter().filter_map(|listener| compile_listener(listener, &by_name, before)).collect();
     listeners.extend(inputs.retired.iter().cloned());
     Snapshot { generation, listeners, pools }
-}
-
-/// The weight of an endpoint in percent of its own, `elapsed` after it came back.
-pub(super) fn ramp_percent(elapsed: Option<Duration>, slow_start: Duration) -> u32 {
-    let Some(elapsed) = elapsed.filter(|elapsed| *elapsed < slow_start) else {
-        return 100;
-    };
-    let step = (elapsed.as_secs_f64() / slow_start.as_secs_f64() * f64::from(RAMP_STEPS)).floor();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 9")]
-    let step = step as u32;
-    (step + 1) * 100 / RAMP_STEPS
-}
-
-/// The pools in which an endpoint is in its slow start, and when the next step of one of them is due.
-pub(super) fn ramping(inputs: &Inputs, now: Instant) -> Option<(HashSet<PoolName>, Instant)> {
-    let slow_starts: HashMap<&PoolName, Duration> =
-        inputs.config.pools.iter().map(|pool| (&pool.name, pool.slow_start)).collect();
-    let mut pools = HashSet::new();
-    let mut due: Option<Instant> = None;
-    for (key, opinion) in &inputs.opinions {
-        let (Some(returned), Some(slow_start)) = (opinion.returned, slow_starts.get(&key.pool)) else {
-            continue;
-        };
-        let elapsed = now.duration_since(returned);
-        if elapsed < *slow_start {
-            let step = *slow_start / RAMP_STEPS;
-            let done = u32::try_from(elapsed.as_nanos() / step.as_nanos().max(1)).unwrap_or(RAMP_STEPS);
-            let next = returned + step * (done + 1);
-            due = Some(due.map_or(next, |due| due.min(next)));
-            pools.insert(key.pool.clone());
-        }
-    }
-    due.map(|due| (pools, due))
 }
 
 fn compile_listener(
@@ -131,7 +94,9 @@ fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool 
             let groups: Vec<(Group, u32)> = clouds
                 .into_iter()
                 .filter_map(|(cloud, weight)| {
-                    Some((compile_group(inputs, pool, balance, &cloud, &usable, now)?, weight))
+                    let percent = standing::share_percent(inputs, pool, &cloud, now);
+                    let group = compile_group(inputs, pool, balance, &cloud, &usable, now)?;
+                    Some((group, weight.saturating_mul(percent)))
                 })
                 .collect();
             let shares = Shares::new(groups.iter().map(|(_, weight)| *weight));
@@ -164,16 +129,11 @@ fn connect(pool: &config::Pool) -> Connect {
     }
 }
 
-/// The members that may be used: those that are up; if none is, those not probed yet; if all are down, what the pool says.
+/// The members that may be used; if none may, those that do at need; if there are none of these, what the pool says.
 fn usable(inputs: &Inputs, pool: &config::Pool, members: &[Member]) -> (Vec<Member>, Option<AllDown>) {
-    let with = |verdict: Verdict| -> Vec<Member> {
-        let has = |member: &&Member| {
-            inputs.opinions.get(&member.identity.key()).is_some_and(|one| one.verdict == verdict)
-        };
-        members.iter().filter(has).cloned().collect()
-    };
-    for verdict in [Verdict::Up, Verdict::Unknown] {
-        let found = with(verdict);
+    for wanted in [Use::Yes, Use::AtNeed] {
+        let fits = |member: &&Member| standing::usage(inputs, member) == wanted;
+        let found: Vec<Member> = members.iter().filter(fits).cloned().collect();
         if !found.is_empty() {
             return (found, None);
         }
@@ -197,12 +157,10 @@ fn compile_group(
         .iter()
         .filter(|member| member.identity.cloud == *cloud)
         .map(|member| {
-            let returned = inputs.opinions.get(&member.identity.key()).and_then(|opinion| opinion.returned);
-            let percent = ramp_percent(returned.map(|at| now.duration_since(at)), pool.slow_start);
             Arc::new(Endpoint {
                 identity: Arc::clone(&member.identity),
                 cell: Arc::clone(&member.cell),
-                weight: member.weight * percent,
+                weight: member.weight * standing::weight_percent(inputs, pool, member, now),
                 socket: Arc::clone(&socket),
             })
         })

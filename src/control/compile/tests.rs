@@ -1,11 +1,11 @@
 //! What a pool compiles to as endpoints go and come back.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use super::*;
 use crate::{
     config::{Address, Admin, AdminBind, Config, Log, Policy, SessionLines, Telemetry, defaults},
-    control::testing::{Lines, alone},
+    control::{Name, Notice, health::Verdict, standing::ramping},
     ids::{EndpointKey, ListenerName},
     net::Bind,
     state::ListenerCell,
@@ -98,6 +98,7 @@ struct Bed {
     snapshot: Snapshot,
     now: Instant,
     cell: Arc<ListenerCell>,
+    told: Vec<Notice>,
 }
 
 impl Bed {
@@ -108,6 +109,7 @@ impl Bed {
             snapshot: Snapshot::default(),
             now: Instant::now(),
             cell,
+            told: Vec::new(),
         };
         bed.configure(config);
         bed
@@ -115,13 +117,21 @@ impl Bed {
 
     fn configure(&mut self, config: Config) {
         let open = OpenListener { config: config.listeners[0].clone(), cell: Arc::clone(&self.cell) };
-        self.inputs.configure(Arc::new(config), vec![open], Vec::new());
+        self.told.extend(self.inputs.configure(Arc::new(config), vec![open], Vec::new(), self.now));
         self.compile(&Dirty::All);
     }
 
     fn compile(&mut self, dirty: &Dirty) {
         let generation = self.snapshot.generation.next();
         self.snapshot = compile(&mut self.inputs, &self.snapshot, dirty, generation, self.now);
+    }
+
+    /// True when the addresses are news.
+    fn resolve(&mut self, name: Name, addresses: Vec<SocketAddr>) -> bool {
+        let told = self.inputs.resolve(name, addresses, self.now);
+        let news = told.is_some();
+        self.told.extend(told.unwrap_or_default());
+        news
     }
 
     fn judge(&mut self, address: &str, verdict: Verdict) -> bool {
@@ -265,7 +275,7 @@ fn addresses_of_a_name_that_the_source_of_a_cloud_cannot_reach_are_left_out() {
     let policy = Policy::Failover { order: vec![CloudName::from("aws")] };
     let mut bed = Bed::new(Config { clouds: vec![cloud], ..config(policy, false, &[("db.test:1", "aws")]) });
     let addresses = vec!["10.0.0.1:1".parse().unwrap(), "[2001:db8::1]:1".parse().unwrap()];
-    bed.inputs.resolve((PoolName::from("p"), Arc::from("db.test"), 1), addresses);
+    bed.resolve((PoolName::from("p"), Arc::from("db.test"), 1), addresses);
     bed.compile(&Dirty::All);
     assert_eq!(bed.tiers(), [tier(&[("aws", 1)])]);
 }
@@ -288,8 +298,8 @@ fn a_name_gets_its_addresses_and_keeps_them() {
     assert_eq!(bed.inputs.unresolved[&PoolName::from("p")], ["db.internal:5432"]);
     let name = bed.inputs.names().remove(0);
     let addresses: Vec<SocketAddr> = vec!["10.9.0.1:5432".parse().unwrap(), "10.9.0.2:5432".parse().unwrap()];
-    assert!(bed.inputs.resolve(name.clone(), addresses.clone()));
-    assert!(!bed.inputs.resolve(name, addresses), "the same addresses are no news");
+    assert!(bed.resolve(name.clone(), addresses.clone()));
+    assert!(!bed.resolve(name, addresses), "the same addresses are no news");
     bed.compile(&Dirty::All);
     assert_eq!(bed.tiers(), [tier(&[("aws", 2)]), tier(&[("gcp", 1)])]);
     let same = config(failover(), false, &[("db.internal:5432", "aws"), ("10.1.0.1:1", "gcp")]);
@@ -303,7 +313,7 @@ fn a_name_that_points_at_us_is_left_out() {
         let mut bed =
             Bed::new(config(failover(), false, &[("loop.internal:5000", "aws"), ("10.1.0.1:1", "gcp")]));
         let name = bed.inputs.names().remove(0);
-        bed.inputs.resolve(name, vec![own.parse().unwrap()]);
+        bed.resolve(name, vec![own.parse().unwrap()]);
         bed.compile(&Dirty::All);
         assert_eq!(bed.tiers()[0] == tier(&[("aws", 1)]), kept, "{own}");
     }
@@ -311,20 +321,15 @@ fn a_name_that_points_at_us_is_left_out() {
 
 #[test]
 fn a_name_that_points_at_us_is_told_once() {
-    if !alone("control::compile::tests::a_name_that_points_at_us_is_told_once") {
-        return;
-    }
-    let lines = Lines::default();
-    let _guard = lines.capture();
     let looping = config(failover(), false, &[("loop.internal:5000", "aws"), ("10.1.0.1:1", "gcp")]);
     let mut bed = Bed::new(looping.clone());
     let name = bed.inputs.names().remove(0);
     let own = "127.0.0.1:7700".parse().unwrap();
-    bed.inputs.resolve(name.clone(), vec![own]);
-    bed.inputs.resolve(name, vec![own, "10.9.0.1:1".parse().unwrap()]);
+    bed.resolve(name.clone(), vec![own]);
+    bed.resolve(name, vec![own, "10.9.0.1:1".parse().unwrap()]);
     bed.configure(looping);
-    let told = lines.with("loop.internal");
-    assert_eq!(told.len(), 1, "{told:?}");
+    let (pool, host) = (PoolName::from("p"), Arc::from("loop.internal"));
+    assert_eq!(bed.told, [Notice::Loops { pool, host, address: own }]);
 }
 
 #[test]
@@ -332,7 +337,7 @@ fn what_a_name_no_longer_has_is_forgotten() {
     let mut bed = Bed::new(config(failover(), true, &[("db.internal:5432", "aws"), ("10.1.0.1:1", "gcp")]));
     let name = bed.inputs.names().remove(0);
     for last in 1..100_u8 {
-        bed.inputs.resolve(name.clone(), vec![SocketAddr::from(([10, 9, 0, last], 5432))]);
+        bed.resolve(name.clone(), vec![SocketAddr::from(([10, 9, 0, last], 5432))]);
     }
     assert_eq!(bed.inputs.opinions.len(), 2);
     let kept = EndpointKey { pool: PoolName::from("p"), address: "10.9.0.99:5432".parse().unwrap() };

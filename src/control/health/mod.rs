@@ -7,6 +7,7 @@ mod supervisor;
 mod verdict;
 
 pub use supervisor::{Health, HealthHandle, Target};
+pub use verdict::{Judge, Pace, Turn};
 
 /// The opinion about an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -11,7 +11,7 @@ use super::Verdict;
 
 /// The evidence about one endpoint and what follows from it.
 #[derive(Debug, Default)]
-pub(super) struct Judge {
+pub struct Judge {
     verdict: Verdict,
     /// Probe results in a row that contradict the verdict.
     contrary: u32,
@@ -23,42 +23,44 @@ pub(super) struct Judge {
 
 /// A change of mind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Turn {
+pub struct Turn {
     /// The new opinion.
-    pub(super) verdict: Verdict,
+    pub verdict: Verdict,
     /// The evidence, for people.
-    pub(super) reason: String,
+    pub reason: String,
 }
 
 /// Time from the start of one probe to the start of the next, jitter included.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     /// When there is no doubt.
-    pub(super) interval: Duration,
+    pub interval: Duration,
     /// When there is; also the least time between two probes that hints asked for.
-    pub(super) fast: Duration,
+    pub fast: Duration,
 }
 
 impl Judge {
     /// The opinion.
-    pub(super) const fn verdict(&self) -> Verdict {
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
         self.verdict
     }
 
     /// True while results contradict the verdict, but not yet often enough.
-    pub(super) const fn in_doubt(&self) -> bool {
+    #[must_use]
+    pub const fn in_doubt(&self) -> bool {
         self.contrary > 0
     }
 
     /// A session could not connect. That never changes the verdict: it makes the next probe come at once. Where the
     /// verdict is down it is no news.
-    pub(super) fn hint(&mut self) {
+    pub fn hint(&mut self) {
         self.hinted |= self.verdict != Verdict::Down;
     }
 
     /// A probe starts, and answers the hints so far. Hints that come while it runs may know more than it does: they
     /// ask for another.
-    pub(super) fn probing(&mut self, now: Instant) {
+    pub fn probing(&mut self, now: Instant) {
         if self.hinted {
             self.hinted = false;
             self.last_hinted = Some(now);
@@ -66,14 +68,14 @@ impl Judge {
     }
 
     /// The endpoint answered as it should.
-    pub(super) fn good(&mut self, rise: u32) -> Option<Turn> {
+    pub fn good(&mut self, rise: u32) -> Option<Turn> {
         let run = self.count(Verdict::Up, rise)?;
         let probes = if run == 1 { "probe" } else { "probes" };
         Some(self.turn(Verdict::Up, format!("{run} {probes} good")))
     }
 
     /// It did not.
-    pub(super) fn bad(&mut self, fall: u32, why: &str) -> Option<Turn> {
+    pub fn bad(&mut self, fall: u32, why: &str) -> Option<Turn> {
         let run = self.count(Verdict::Down, fall)?;
         let probes = if run == 1 { "probe" } else { "probes" };
         let turn = self.turn(Verdict::Down, format!("{run} {probes} failed: {why}"));
@@ -82,7 +84,8 @@ impl Judge {
     }
 
     /// When to start the next probe, after the last started at `started`. Never before `now`.
-    pub(super) fn next(&self, started: Instant, now: Instant, pace: Pace) -> Instant {
+    #[must_use]
+    pub fn next(&self, started: Instant, now: Instant, pace: Pace) -> Instant {
         let due = started + if self.in_doubt() { pace.fast } else { pace.interval };
         if !self.hinted {
             return due.max(now);

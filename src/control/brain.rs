@@ -1,0 +1,173 @@
+//! What decides: changes in, snapshots and notices out. No channels, no log and no clock (time is passed in), so that the
+//! reconciler and a simulation with a time of its own drive the same decisions.
+
+use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+
+use tokio::time::Instant;
+
+use super::{
+    Change,
+    compile::{self, Dirty},
+    health::Verdict,
+    inputs::{Inputs, Name, OpenListener},
+    standing,
+};
+use crate::{
+    config::Config,
+    ids::{CloudName, EndpointKey, PoolName},
+    state::{Listener, Snapshot},
+};
+
+/// Everything known, the snapshot that came of it, and what has changed since.
+#[derive(Debug)]
+pub struct Brain {
+    inputs: Inputs,
+    snapshot: Arc<Snapshot>,
+    dirty: Option<Dirty>,
+    /// Pools in which something grows by itself, and when its next step is due.
+    ramp: Option<(HashSet<PoolName>, Instant)>,
+    notices: Vec<Notice>,
+}
+
+/// Something that people should be told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The opinion about an endpoint changed.
+    Judged {
+        /// Which one.
+        endpoint: EndpointKey,
+        /// The opinion before.
+        before: Verdict,
+        /// The opinion now.
+        verdict: Verdict,
+        /// The evidence.
+        reason: Arc<str>,
+    },
+    /// A name has other addresses than before.
+    Resolved {
+        /// The name.
+        name: Name,
+        /// How many it has now.
+        addresses: usize,
+    },
+    /// An address was left out: the cloud's source addresses are of the other family.
+    OutOfReach {
+        /// Whose endpoint it would be.
+        pool: PoolName,
+        /// Where it would stand.
+        cloud: CloudName,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// An address of a name was left out: it is one of this proxy itself.
+    Loops {
+        /// Whose endpoint it would be.
+        pool: PoolName,
+        /// The name.
+        host: Arc<str>,
+        /// The address.
+        address: SocketAddr,
+    },
+}
+
+impl Brain {
+    /// Knows a config and where the admin API and telemetry listen. Decides nothing before it is configured.
+    #[must_use]
+    pub fn new(config: Arc<Config>, servers: Vec<SocketAddr>) -> Self {
+        Self {
+            inputs: Inputs::new(config, servers),
+            snapshot: Arc::default(),
+            dirty: None,
+            ramp: None,
+            notices: Vec::new(),
+        }
+    }
+
+    /// Takes a config whose listeners have their sockets, and the addresses of names that are new in it.
+    pub fn configure(
+        &mut self,
+        config: Arc<Config>,
+        listeners: Vec<OpenListener>,
+        resolved: Vec<(Name, Vec<SocketAddr>)>,
+        now: Instant,
+    ) {
+        let retired = self.retired(&listeners);
+        self.inputs.know(resolved);
+        let notices = self.inputs.configure(config, listeners, retired, now);
+        self.notices.extend(notices);
+        self.dirty = Some(Dirty::All);
+    }
+
+    /// Takes one change in; the pool that must be compiled anew.
+    pub fn take(&mut self, change: Change, now: Instant) -> Option<PoolName> {
+        let pool = match change {
+            Change::Verdict { endpoint, verdict, reason } => {
+                let before = self.inputs.judge(&endpoint, verdict, Arc::clone(&reason), now)?;
+                let pool = endpoint.pool.clone();
+                self.notices.push(Notice::Judged { endpoint, before, verdict, reason });
+                pool
+            }
+            Change::Resolved { pool, host, port, addresses } => {
+                let (name, count) = ((pool.clone(), host, port), addresses.len());
+                let notices = self.inputs.resolve(name.clone(), addresses, now)?;
+                self.notices.push(Notice::Resolved { name, addresses: count });
+                self.notices.extend(notices);
+                pool
+            }
+        };
+        self.mark([pool.clone()]);
+        Some(pool)
+    }
+
+    /// When something is due without a change from outside: then it is time to compile.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.ramp.as_ref().map(|(_, due)| *due)
+    }
+
+    /// The next generation, if anything has changed or is due.
+    pub fn compile(&mut self, now: Instant) -> Option<Arc<Snapshot>> {
+        if let Some((pools, _)) = self.ramp.take_if(|(_, due)| *due <= now) {
+            self.mark(pools);
+        }
+        let dirty = self.dirty.take()?;
+        let generation = self.snapshot.generation.next();
+        let after = compile::compile(&mut self.inputs, &self.snapshot, &dirty, generation, now);
+        self.snapshot = Arc::new(after);
+        self.ramp = standing::ramping(&self.inputs, now);
+        Some(Arc::clone(&self.snapshot))
+    }
+
+    /// The last generation.
+    #[must_use]
+    pub const fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// What there is to tell since the last time, oldest first. It belongs to the generation that follows.
+    pub fn notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Everything known.
+    pub(super) const fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
+    fn mark(&mut self, pools: impl IntoIterator<Item = PoolName>) {
+        match self.dirty.get_or_insert_with(|| Dirty::Pools(HashSet::new())) {
+            Dirty::All => {}
+            Dirty::Pools(dirty) => dirty.extend(pools),
+        }
+    }
+
+    /// Listeners that the new config no longer has: clients accepted on them are still routed, at every attempt.
+    fn retired(&self, listeners: &[OpenListener]) -> Vec<Arc<Listener>> {
+        let stays = |old: &&Arc<Listener>| listeners.iter().any(|new| Arc::ptr_eq(&new.cell, &old.cell));
+        let is_used = |old: &&Arc<Listener>| {
+            old.cell.active() > 0
+                || self.inputs.listeners.iter().any(|open| Arc::ptr_eq(&open.cell, &old.cell))
+        };
+        self.snapshot.listeners.iter().filter(is_used).filter(|old| !stays(old)).cloned().collect()
+    }
+}
