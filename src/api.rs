@@ -253,14 +253,33 @@ pub struct EndCount {
     pub count: u64,
 }
 
-/// One thing that happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One thing that happened. `docs/events.md` lists the kinds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Event {
+    /// Its number: 1 for the first of the process, and one more for each.
+    pub id: u64,
     /// When.
     pub time: String,
     /// The generation that it led to, or that was in force.
     pub generation: u64,
-    /// What and why.
+    /// What kind of thing.
+    pub kind: String,
+    /// How much it matters: `debug`, `info`, `warn` or `error`.
+    pub level: String,
+    /// The pool that it is about.
+    pub pool: Option<String>,
+    /// The endpoint that it is about.
+    pub endpoint: Option<String>,
+    /// The cloud that it is about, or that the endpoint stands in.
+    pub cloud: Option<String>,
+    /// How it was; empty where that says nothing.
+    pub before: String,
+    /// How it is now; empty where that says nothing.
+    pub after: String,
+    /// Why; empty where the kind says it all.
+    pub evidence: String,
+    /// What and why, in one sentence.
     pub text: String,
 }
 

@@ -47,8 +47,15 @@ pub enum Notice {
     Resolved {
         /// The name.
         name: Name,
-        /// How many it has now.
-        addresses: usize,
+        /// The addresses before.
+        before: Vec<SocketAddr>,
+        /// The addresses now.
+        after: Vec<SocketAddr>,
+    },
+    /// Something grew by itself: the next step of a slow start.
+    Grew {
+        /// In which pool.
+        pool: PoolName,
     },
     /// An address was left out: the cloud's source addresses are of the other family.
     OutOfReach {
@@ -108,9 +115,10 @@ impl Brain {
                 pool
             }
             Change::Resolved { pool, host, port, addresses } => {
-                let (name, count) = ((pool.clone(), host, port), addresses.len());
+                let name = (pool.clone(), host, port);
+                let (before, after) = (self.inputs.addresses(&name).to_vec(), addresses.clone());
                 let notices = self.inputs.resolve(name.clone(), addresses, now)?;
-                self.notices.push(Notice::Resolved { name, addresses: count });
+                self.notices.push(Notice::Resolved { name, before, after });
                 self.notices.extend(notices);
                 pool
             }
@@ -128,6 +136,7 @@ impl Brain {
     /// The next generation, if anything has changed or is due.
     pub fn compile(&mut self, now: Instant) -> Option<Arc<Snapshot>> {
         if let Some((pools, _)) = self.ramp.take_if(|(_, due)| *due <= now) {
+            self.notices.extend(pools.iter().map(|pool| Notice::Grew { pool: pool.clone() }));
             self.mark(pools);
         }
         let dirty = self.dirty.take()?;

@@ -78,6 +78,13 @@ pub(super) struct Inputs {
     loops: HashMap<PoolName, HashSet<(Arc<str>, SocketAddr)>>,
 }
 
+/// Addresses for people, in an order that does not depend on the resolver.
+pub(super) fn listed(addresses: &[SocketAddr]) -> String {
+    let mut addresses = addresses.to_vec();
+    addresses.sort_unstable();
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 impl Opinion {
     fn fresh(probed: bool, now: Instant) -> Self {
         let (verdict, reason) =
@@ -148,6 +155,11 @@ impl Inputs {
         self.resolved.extend(resolved);
     }
 
+    /// The addresses that a name has so far.
+    pub(super) fn addresses(&self, name: &Name) -> &[SocketAddr] {
+        self.resolved.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// Takes the addresses of a name; what there is to tell. `None` when nothing changed, or nobody asks for the name any
     /// more.
     pub(super) fn resolve(
@@ -196,6 +208,11 @@ impl Inputs {
             returned: came_back.then_some(now),
         };
         Some(before)
+    }
+
+    /// Who this is, with its cloud.
+    pub(super) fn identity(&self, endpoint: &EndpointKey) -> Option<&EndpointIdentity> {
+        self.cells.get(endpoint).map(|(identity, _)| &**identity)
     }
 
     /// Every name in the config.

@@ -1,11 +1,15 @@
-//! What becomes of a pool from one snapshot to the next, told once in log, journal and metrics: traffic that moved to
+//! What becomes of a pool from one snapshot to the next, told once in journal and metrics: traffic that moved to
 //! other clouds, and outages from their start to their end.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
-use super::{Failover, View};
+use super::{Failover, Happening, Kind, View, health::Verdict};
 use crate::{
     ids::{Generation, PoolName},
     state::{AllDown, Pool, Snapshot, Tier},
@@ -51,13 +55,13 @@ impl News {
                 (Some(before), Some(how)) if before == how => {}
                 (_, Some(how)) => {
                     let failover = self.begin(was, pool, how, now);
-                    entered(pool, how, view, after.generation);
+                    entered(was, pool, how, view, after.generation);
                     count(failover, counted);
                 }
                 (Some(_), None) => {
                     // A pool that never had an endpoint has none again: its names have just been resolved.
                     let Some(outage) = self.outages.remove(&pool.name) else { continue };
-                    left(pool, now.duration_since(outage.since), view, after.generation);
+                    left(pool, (outage.how, now.duration_since(outage.since)), view, after.generation);
                     let from = if outage.how == AllDown::Refuse { NONE.to_owned() } else { outage.from };
                     count(failover(&pool.name, from, clouds(pool)), counted);
                 }
@@ -79,28 +83,43 @@ fn moved(was: &Pool, pool: &Pool, counted: Option<&View>, generation: Generation
     let Some(view) = counted else { return };
     let Some(failover) = failover(&pool.name, clouds(was), clouds(pool)) else { return };
     let Failover { pool, from, to } = &failover;
-    tracing::warn!(%pool, from, to, generation = generation.0, "traffic of the pool moved");
-    view.journal.record(generation, format!("pool {pool}: new sessions moved from {from} to {to}"));
+    let event = Happening::new(Kind::Failover).pool(pool).change(from, to).because(answering(pool, view));
+    let event = event.said(format!("pool {pool}: new sessions moved from {from} to {to}"));
+    view.journal.record(generation, event);
     count(Some(failover), counted);
 }
 
-fn entered(pool: &Pool, how: AllDown, view: &View, generation: Generation) {
-    let (name, clouds) = (&pool.name, clouds(pool));
+fn entered(was: &Pool, pool: &Pool, how: AllDown, view: &View, generation: Generation) {
+    let (name, before, clouds) = (&pool.name, clouds(was), clouds(pool));
     let effect = match how {
         AllDown::TryAnyway if !clouds.is_empty() => format!("are tried anyway on {clouds}"),
         AllDown::TryAnyway | AllDown::Refuse => "are refused".to_owned(),
     };
     let text = format!("every endpoint of pool {name} is down: new sessions {effect}");
-    tracing::error!(pool = %name, generation = generation.0, "{text}");
-    view.journal.record(generation, text);
+    let event = Happening::new(Kind::Outage).pool(name).change(before, how.as_str());
+    view.journal.record(generation, event.because(answering(name, view)).said(text));
 }
 
-fn left(pool: &Pool, lasted: Duration, view: &View, generation: Generation) {
+fn left(pool: &Pool, (how, lasted): (AllDown, Duration), view: &View, generation: Generation) {
     let (name, clouds, lasted) = (&pool.name, clouds(pool), lasted.as_secs_f64());
     let text =
         format!("pool {name} has endpoints again: new sessions go to {clouds} (all down for {lasted:.1} s)");
-    tracing::warn!(pool = %name, generation = generation.0, "{text}");
-    view.journal.record(generation, text);
+    let event = Happening::new(Kind::OutageOver).pool(name).change(how.as_str(), clouds);
+    view.journal.record(generation, event.because(answering(name, view)).said(text));
+}
+
+/// How many endpoints of a pool answer in each of its clouds: `aws 0 of 2 up, gcp 2 of 2 up`.
+fn answering(pool: &PoolName, view: &View) -> String {
+    let overview = view.overview.load();
+    let endpoints = overview.pools.iter().filter(|one| one.name == *pool).flat_map(|one| &one.endpoints);
+    let mut clouds: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for endpoint in endpoints {
+        let (up, all) = clouds.entry(endpoint.identity.cloud.as_str()).or_default();
+        *up += usize::from(endpoint.verdict == Verdict::Up);
+        *all += 1;
+    }
+    let told = clouds.iter().map(|(cloud, (up, all))| format!("{cloud} {up} of {all} up"));
+    told.collect::<Vec<_>>().join(", ")
 }
 
 fn count(failover: Option<Failover>, counted: Option<&View>) {
@@ -168,7 +187,7 @@ mod tests {
         let events = view.journal.last(usize::MAX).split_off(before);
         let failovers = view.failovers().into_iter().filter(|(failover, _)| failover.pool.as_str() == "p");
         (
-            events.into_iter().map(|event| event.text).collect(),
+            events.iter().map(|event| event.text.clone()).collect(),
             failovers.map(|(failover, count)| (failover.from, failover.to, count)).collect(),
         )
     }

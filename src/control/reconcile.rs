@@ -9,10 +9,10 @@ use tokio::{
 };
 
 use super::{
-    Brain, Change, Notice, View,
+    Brain, Change, Happening, Kind, Notice, View,
     discovery::{self, DiscoveryHandle},
-    health::{HealthHandle, Target, Verdict},
-    inputs::{Name, OpenListener},
+    health::{HealthHandle, Target},
+    inputs::{Name, OpenListener, listed},
     news::News,
     overview,
 };
@@ -149,16 +149,23 @@ impl Reconciler {
     }
 
     fn tell(&self, notice: &Notice, generation: Generation) {
-        let text = match notice {
-            // To be found alive at first is no news.
-            Notice::Judged { before: Verdict::Unknown, verdict: Verdict::Up, .. }
-            | Notice::Judged { verdict: Verdict::Unknown, .. } => return,
-            Notice::Judged { endpoint, verdict, reason, .. } => {
-                format!("endpoint {endpoint} {}: {reason}", verdict.as_str())
+        let event = match notice {
+            Notice::Judged { endpoint, before, verdict, reason } => {
+                let Some(identity) = self.brain.inputs().identity(endpoint) else { return };
+                Happening::new(Kind::Verdict)
+                    .endpoint(identity)
+                    .change(before.as_str(), verdict.as_str())
+                    .because(&**reason)
             }
-            Notice::Resolved { name: (pool, host, port), addresses } => {
-                format!("pool {pool}: {host}:{port} has {addresses} addresses")
-            }
+            Notice::Resolved { name: (pool, host, port), before, after } => Happening::new(Kind::Addresses)
+                .pool(pool)
+                .change(listed(before), listed(after))
+                .because(format!("{host}:{port}"))
+                .said(format!("pool {pool}: {host}:{port} has {} addresses", after.len())),
+            Notice::Grew { pool } => Happening::new(Kind::Generation)
+                .pool(pool)
+                .change(Generation(generation.0.saturating_sub(1)).to_string(), generation.to_string())
+                .because("the next step of a slow start"),
             Notice::OutOfReach { pool, cloud, address } => {
                 tracing::warn!(
                     %pool, endpoint = %address, %cloud,
@@ -174,7 +181,7 @@ impl Reconciler {
                 return;
             }
         };
-        self.view.journal.record(generation, text);
+        self.view.journal.record(generation, event);
     }
 
     fn set_targets(&self) {

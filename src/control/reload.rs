@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    View,
+    Happening, Kind, View,
     inputs::{Name, OpenListener},
     prepare::{Prepared, prepare},
     reconcile::{NewConfig, Request},
@@ -118,8 +118,12 @@ impl Loader {
             .zip(&bound)
             .map(|(listener, bound)| OpenListener::of(listener, bound))
             .collect();
-        if let Err(error) = self.publish(config, listeners.clone(), Vec::new()).await {
-            tracing::error!(%error, "the first config was not published");
+        match self.publish(config, listeners.clone(), Vec::new()).await {
+            Ok(generation) => {
+                let event = Happening::new(Kind::Generation).change("", generation.to_string());
+                self.view.journal.record(generation, event.because("the first config"));
+            }
+            Err(error) => tracing::error!(%error, "the first config was not published"),
         }
         known.await;
         for (cell, sockets) in bound {
@@ -136,6 +140,7 @@ impl Loader {
 
     /// Puts a config in force, or says why the old one stays. Must not be given up halfway.
     pub(super) async fn reload(&mut self, prepared: Result<Prepared, ReloadError>) {
+        let before = self.shared.snapshot().generation;
         let outcome = match prepared {
             Ok(prepared) => self.apply(prepared).await,
             Err(error) => Err(error),
@@ -146,18 +151,25 @@ impl Loader {
                     let line = problem.span.as_ref().map(|span| warnings.position(span.start).0);
                     tracing::warn!(line, code = problem.code.as_str(), "config: {}", problem.what);
                 }
-                let count = match warnings.warnings() {
-                    0 => String::new(),
-                    count => format!(" ({})", config::counted(count, "warning")),
+                let (evidence, count) = match warnings.warnings() {
+                    0 => (String::new(), String::new()),
+                    count => {
+                        let count = config::counted(count, "warning");
+                        (count.clone(), format!(" ({count})"))
+                    }
                 };
-                tracing::info!(generation = generation.0, "config reloaded{count}");
-                self.view.journal.record(generation, format!("config reloaded{count}"));
+                let event = Happening::new(Kind::Reload)
+                    .change(before.to_string(), generation.to_string())
+                    .because(evidence)
+                    .said(format!("config reloaded{count}"));
+                self.view.journal.record(generation, event);
                 self.view.reloaded(None);
             }
             Err(error) => {
-                tracing::error!(%error, "config not reloaded: the old one stays in force");
-                let generation = self.shared.snapshot().generation;
-                self.view.journal.record(generation, format!("config not reloaded: {error}"));
+                let event = Happening::new(Kind::ReloadRefused)
+                    .change(before.to_string(), before.to_string())
+                    .because(error.to_string());
+                self.view.journal.record(before, event);
                 self.view.reloaded(Some(error.to_string()));
             }
         }

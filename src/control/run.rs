@@ -9,8 +9,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ChangeReceiver, ChangeSender, View,
-    admin::{self, AdminListener, Kind},
+    ChangeReceiver, ChangeSender, Happening, Kind, View,
+    admin::{self, AdminListener},
     discovery::Discovery,
     health::Health,
     inputs::OpenListener,
@@ -196,9 +196,9 @@ impl Control {
             })
             .await;
         shared.sessions.advance(Phase::Ready);
-        tracing::info!(generation = shared.snapshot().generation.0, listeners = loader.listeners(), "ready");
+        tell_ready(&view, loader.listeners());
         ready();
-        let left = obey(&mut loader, path, &orders, &shared).await;
+        let left = obey(&mut loader, path, &orders, &view).await;
         reconciling.abort();
         servers.cancel();
         for server in serving {
@@ -232,7 +232,7 @@ fn serve(
     telemetry: Option<AdminListener>,
     stop: &CancellationToken,
 ) -> Vec<tokio::task::JoinHandle<io::Result<()>>> {
-    [(admin, Kind::Admin), (telemetry, Kind::Telemetry)]
+    [(admin, admin::Kind::Admin), (telemetry, admin::Kind::Telemetry)]
         .into_iter()
         .filter_map(|(listener, kind)| {
             Some(tokio::spawn(admin::serve(listener?, Arc::clone(view), kind, stop.clone())))
@@ -241,7 +241,8 @@ fn serve(
 }
 
 /// Carries out orders until the process has stopped; the number of sessions that had to be reset.
-async fn obey(loader: &mut Loader, path: Option<PathBuf>, orders: &Orders, shared: &Shared) -> u64 {
+async fn obey(loader: &mut Loader, path: Option<PathBuf>, orders: &Orders, view: &View) -> u64 {
+    let shared = &view.shared;
     let mut stop = orders.stop.subscribe();
     loop {
         let prepared = tokio::select! {
@@ -256,20 +257,39 @@ async fn obey(loader: &mut Loader, path: Option<PathBuf>, orders: &Orders, share
         loader.reload(prepared).await;
     }
     shared.sessions.advance(Phase::Draining);
-    drain(stop, shared).await;
+    drain(stop, view).await;
     let left = shared.sessions.active();
+    let before = shared.sessions.phase().as_str();
     shared.sessions.advance(Phase::Stopping);
-    tracing::info!(reset = left, "stopped");
+    let event = Happening::new(Kind::Stop).change(before, Phase::Stopping.as_str());
+    view.journal.record(shared.snapshot().generation, event.because(format!("{left} sessions reset")));
     left
 }
 
+/// Tells that sessions are accepted, and for whom.
+fn tell_ready(view: &View, listeners: usize) {
+    let overview = view.overview.load();
+    let endpoints: usize = overview.pools.iter().map(|pool| pool.endpoints.len()).sum();
+    let pools = overview.pools.len();
+    let evidence = format!("{listeners} listeners, {pools} pools, {endpoints} endpoints");
+    let event = Happening::new(Kind::Start).change(Phase::Starting.as_str(), Phase::Ready.as_str());
+    view.journal.record(overview.generation, event.because(evidence));
+}
+
 /// Waits until the sessions have ended, or the patience, which may change meanwhile.
-async fn drain(mut stop: watch::Receiver<Stop>, shared: &Shared) {
+async fn drain(mut stop: watch::Receiver<Stop>, view: &View) {
+    let shared = &view.shared;
+    let mut before = Phase::Ready;
     loop {
         let Stop::Drain(patience) = *stop.borrow_and_update() else { return };
         let limit =
             patience.map_or_else(|| "none".to_owned(), |time| humantime::format_duration(time).to_string());
-        tracing::info!(sessions = shared.sessions.active(), patience = limit, "draining: no new sessions");
+        let sessions = shared.sessions.active();
+        let event = Happening::new(Kind::Drain)
+            .change(before.as_str(), Phase::Draining.as_str())
+            .because(format!("{sessions} sessions may finish, patience {limit}"));
+        view.journal.record(shared.snapshot().generation, event);
+        before = Phase::Draining;
         tokio::select! {
             biased;
             () = shared.sessions.quiet() => return,
@@ -330,7 +350,7 @@ mod tests {
         let (hour, second) = (Duration::from_secs(3600), Duration::from_secs(1));
         let stop = watch::Sender::new(Stop::Drain(Some(second)));
         let start = Instant::now();
-        let draining = drain(stop.subscribe(), &view.shared);
+        let draining = drain(stop.subscribe(), &view);
         let steering = async {
             sleep(second / 2).await;
             stop.send_replace(Stop::Drain(None));
@@ -340,6 +360,6 @@ mod tests {
         tokio::join!(draining, steering);
         assert_eq!(start.elapsed().as_millis(), (second / 2 + hour + second).as_millis());
         stop.send_replace(Stop::Now);
-        drain(stop.subscribe(), &view.shared).await;
+        drain(stop.subscribe(), &view).await;
     }
 }

@@ -92,6 +92,17 @@ pub enum AllDown {
     Refuse,
 }
 
+impl AllDown {
+    /// The word in the config, in events and in `status`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TryAnyway => "try_anyway",
+            Self::Refuse => "refuse",
+        }
+    }
+}
+
 /// How a pool's endpoints are dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connect {

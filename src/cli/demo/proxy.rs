@@ -115,7 +115,9 @@ impl Proxy for Real {
 
     fn happened(&self, since: SystemTime) -> Vec<(SystemTime, String)> {
         let events = self.app.view().journal.last(usize::MAX);
-        events.into_iter().filter(|event| event.time > since).map(|event| (event.time, event.text)).collect()
+        let wanted =
+            events.iter().filter(|event| event.time > since && event.happening.level().as_str() != "debug");
+        wanted.map(|event| (event.time, event.text.clone())).collect()
     }
 }
 

@@ -144,6 +144,7 @@ pub(super) fn status() -> Status {
             time: "2026-11-22T10:00:00.000Z".into(),
             generation: 12,
             text: "endpoint 10.1.12.134:5432 (pool db, cloud gcp) is down".into(),
+            ..Event::default()
         }],
     }
 }

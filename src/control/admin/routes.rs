@@ -174,7 +174,8 @@ async fn show_events(
 ) -> Result<Json<Vec<Event>>, Refusal> {
     let query =
         query.map_err(|_| Refusal(StatusCode::BAD_REQUEST, "`last` must be a number of events".into()))?;
-    Ok(Json(status::events(&site.view, query.last.unwrap_or(EVENTS))))
+    let last = site.view.journal.last(query.last.unwrap_or(EVENTS));
+    Ok(Json(last.iter().map(|event| status::event(event)).collect()))
 }
 
 async fn show_config(State(site): State<Site>) -> Response {

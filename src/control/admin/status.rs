@@ -17,8 +17,10 @@ use crate::{
         Rates, Reload, Reloads, Sessions, Status,
     },
     config::{self, Policy},
-    control::{self, EndpointView, ListenerView, Overview, PoolView, View, health::Verdict},
-    state::{AllDown, EndpointCell},
+    control::{
+        self, EndpointView, Happening, Level, ListenerView, Overview, PoolView, View, health::Verdict,
+    },
+    state::EndpointCell,
 };
 
 /// Events in a status.
@@ -37,18 +39,41 @@ pub(super) fn status(view: &View, sampler: &Sampler) -> Status {
         clouds,
         pools,
         listeners: overview.listeners.iter().map(|one| listener(one, sampler)).collect(),
-        events: events(view, EVENTS),
+        events: events(view),
     }
 }
 
-/// The last `count` events.
-pub(super) fn events(view: &View, count: usize) -> Vec<Event> {
-    let told = |event: control::Event| Event {
+/// The last events that matter to who looks at everything.
+fn events(view: &View) -> Vec<Event> {
+    let all = view.journal.last(usize::MAX);
+    let mut last: Vec<_> = all
+        .iter()
+        .rev()
+        .filter(|event| event.happening.level() > Level::Debug)
+        .take(EVENTS)
+        .map(|one| event(one))
+        .collect();
+    last.reverse();
+    last
+}
+
+/// An event as the API tells it.
+pub(super) fn event(event: &control::Event) -> Event {
+    let Happening { kind, pool, endpoint, cloud, before, after, evidence, .. } = &event.happening;
+    Event {
+        id: event.id,
         time: time(event.time),
         generation: event.generation.0,
-        text: event.text,
-    };
-    view.journal.last(count).into_iter().map(told).collect()
+        kind: kind.as_str().to_owned(),
+        level: event.happening.level().as_str().to_owned(),
+        pool: pool.as_ref().map(ToString::to_string),
+        endpoint: endpoint.as_ref().map(ToString::to_string),
+        cloud: cloud.as_ref().map(ToString::to_string),
+        before: before.clone(),
+        after: after.clone(),
+        evidence: evidence.clone(),
+        text: event.text.clone(),
+    }
 }
 
 fn process(view: &View, overview: &Overview) -> Process {
@@ -150,7 +175,7 @@ fn pool(pool: &PoolView, sampler: &Sampler) -> Pool {
         order,
         weights,
         balance: pool.balance.as_str().to_owned(),
-        all_down: pool.all_down.map(|all_down| self::all_down(all_down).to_owned()),
+        all_down: pool.all_down.map(|all_down| all_down.as_str().to_owned()),
         shares: pool
             .shares
             .iter()
@@ -158,14 +183,6 @@ fn pool(pool: &PoolView, sampler: &Sampler) -> Pool {
             .collect(),
         unresolved: pool.unresolved.clone(),
         endpoints: pool.endpoints.iter().map(|one| endpoint(one, sampler)).collect(),
-    }
-}
-
-/// The word in config and `status`.
-const fn all_down(all_down: AllDown) -> &'static str {
-    match all_down {
-        AllDown::TryAnyway => "try_anyway",
-        AllDown::Refuse => "refuse",
     }
 }
 

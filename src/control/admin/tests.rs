@@ -17,7 +17,7 @@ use super::*;
 use crate::{
     api::{Event, Problem, Status},
     config::{self, AdminBind, Config, defaults},
-    control::{EndpointView, Failover, ListenerView, Overview, PoolView, health::Verdict},
+    control::{self, EndpointView, Failover, Happening, ListenerView, Overview, PoolView, health::Verdict},
     ids::{CloudName, EndpointIdentity, Generation, ListenerName, PoolName},
     state::{ListenerCell, Phase, Rejection, Reports, Shared, Sockets},
     telemetry::{Cause, End, SessionLog, Side, Stage},
@@ -114,8 +114,8 @@ pub(in crate::control) fn view() -> Arc<View> {
     let listener = ListenerView { cell: Arc::new(cell), pool: PoolName::from("db") };
     view.overview.store(Arc::new(Overview { listeners: vec![listener], ..overview(endpoints) }));
     view.failed_over(Failover { pool: PoolName::from("db"), from: "aws".into(), to: "gcp".into() });
-    view.journal.record(Generation(6), "pool db: aws is down".into());
-    view.journal.record(Generation(7), "pool db: aws is back".into());
+    view.journal.record(Generation(6), Happening::new(control::Kind::Failover).said("pool db: aws is down"));
+    view.journal.record(Generation(7), Happening::new(control::Kind::Failover).said("pool db: aws is back"));
     view.reloaded(None);
     view.reloaded(Some("line 3: unknown key\nline 4: unknown key".into()));
     Arc::new(view)

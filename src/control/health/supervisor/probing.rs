@@ -126,13 +126,6 @@ impl Loop {
 
     /// False when there is no reconciler left to tell.
     async fn tell(&self, Turn { verdict, reason }: Turn) -> bool {
-        let EndpointKey { pool, address } = &self.key;
-        match verdict {
-            Verdict::Down => tracing::warn!(%pool, endpoint = %address, reason, "endpoint is down"),
-            Verdict::Up | Verdict::Unknown => {
-                tracing::info!(%pool, endpoint = %address, reason, "endpoint is up");
-            }
-        }
         let change = Change::Verdict { endpoint: self.key.clone(), verdict, reason: reason.into() };
         self.shared.changes.send(change).await.is_ok()
     }

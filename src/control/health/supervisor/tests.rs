@@ -419,13 +419,13 @@ async fn real_probes_of_real_sockets_reach_the_reconciler() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_of_mind_are_logged_and_shortages_not_too_often() {
-    if !alone("control::health::supervisor::tests::changes_of_mind_are_logged_and_shortages_not_too_often") {
+async fn shortages_are_logged_not_too_often() {
+    if !alone("control::health::supervisor::tests::shortages_are_logged_not_too_often") {
         return;
     }
     let lines = Lines::default();
     let _guard = lines.capture();
-    let mut bench = Bench::new(good);
+    let bench = Bench::new(good);
     bench.health.set_targets((1..=10).map(|n| target(n, &settings())).collect());
     assert!(bench.health.first_round(Instant::now() + SECOND).await);
     bench.fake.behave(|_| quick(Outcome::Local("connect: too many open files".into())));
@@ -437,15 +437,6 @@ async fn changes_of_mind_are_logged_and_shortages_not_too_often() {
         "{shortages:?}"
     );
 
-    bench.waiting();
-    bench.fake.behave(refused);
-    bench.next().await;
-    let down = lines.with("endpoint is down");
-    let first = &down[0];
-    for part in ["WARN", "pool=pool", "endpoint=127.0.0.1:", "3 probes failed: connect: connection refused"] {
-        assert!(first.contains(part), "{part}: {first}");
-    }
-    let up = lines.with("endpoint is up");
-    assert_eq!(up.len(), 10);
-    assert!(up[0].contains("INFO") && up[0].contains("1 probe good"), "{}", up[0]);
+    // Who takes the verdicts tells of them.
+    assert_eq!(lines.with(""), shortages);
 }
