@@ -141,8 +141,32 @@ pub struct Pool {
     pub shares: Vec<CloudShare>,
     /// Names that have not been resolved yet.
     pub unresolved: Vec<String>,
+    /// What the attempts of its sessions have come to.
+    #[serde(default)]
+    pub attempts: Attempts,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// What the attempts of a pool's sessions have come to, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempts {
+    /// Beside one that was late.
+    pub hedges: u64,
+    /// Those of them that were the first to connect.
+    pub hedges_won: u64,
+    /// Those that the budget did not allow.
+    pub hedges_denied: u64,
+    /// Those that may be made now; `null` where late attempts are not raced.
+    pub hedge_budget_left: Option<u64>,
+    /// In the place of one that had failed.
+    pub retries: u64,
+    /// Sessions that waited for their turn to be connected.
+    pub queued: u64,
+    /// Sessions that found no room to wait, or waited too long.
+    pub overflowed: u64,
+    /// Sessions that were moved to another endpoint with what their client had sent.
+    pub replayed: u64,
 }
 
 /// A cloud's weight in a pool.

@@ -1,7 +1,11 @@
 //! What decides: changes in, snapshots and notices out. No channels, no log and no clock (time is passed in), so that the
 //! reconciler and a simulation with a time of its own drive the same decisions.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use tokio::time::Instant;
 
@@ -11,11 +15,12 @@ use super::{
     health::Verdict,
     inputs::{Inputs, Name, OpenListener},
     standing,
+    usual::Usual,
 };
 use crate::{
     config::Config,
     ids::{CloudName, EndpointKey, PoolName},
-    state::{Listener, Snapshot},
+    state::{EndpointCell, HistogramReading, Listener, Snapshot},
 };
 
 /// Everything known, the snapshot that came of it, and what has changed since.
@@ -27,6 +32,7 @@ pub struct Brain {
     /// Pools in which something grows by itself, and when its next step is due.
     ramp: Option<(HashSet<PoolName>, Instant)>,
     notices: Vec<Notice>,
+    usual: Usual,
 }
 
 /// Something that people should be told of.
@@ -87,6 +93,7 @@ impl Brain {
             dirty: None,
             ramp: None,
             notices: Vec::new(),
+            usual: Usual::default(),
         }
     }
 
@@ -102,6 +109,10 @@ impl Brain {
         self.inputs.know(resolved);
         let notices = self.inputs.configure(config, listeners, retired, now);
         self.notices.extend(notices);
+        let members = &self.inputs.members;
+        self.usual.keep(|(pool, cloud)| {
+            members.get(pool).is_some_and(|all| all.iter().any(|one| one.identity.cloud == *cloud))
+        });
         self.dirty = Some(Dirty::All);
     }
 
@@ -125,6 +136,22 @@ impl Brain {
         };
         self.mark([pool.clone()]);
         Some(pool)
+    }
+
+    /// Looks at what the data plane has counted: to be called ten times a second.
+    pub fn look(&mut self, now: Instant) {
+        for (pool, members) in &self.inputs.members {
+            let mut groups: HashMap<&CloudName, (HistogramReading, Vec<&EndpointCell>)> = HashMap::new();
+            for member in members {
+                let (reading, cells) = groups.entry(&member.identity.cloud).or_default();
+                reading.add(&member.cell.connect());
+                cells.push(&member.cell);
+            }
+            for (cloud, (reading, cells)) in groups {
+                let usual = self.usual.observe((pool.clone(), cloud.clone()), reading, now);
+                cells.into_iter().for_each(|cell| cell.set_usual(usual));
+            }
+        }
     }
 
     /// When something is due without a change from outside: then it is time to compile.

@@ -20,6 +20,7 @@ mod run;
 mod standing;
 #[cfg(test)]
 mod testing;
+mod usual;
 mod view;
 
 pub use brain::{Brain, Notice};

@@ -48,6 +48,8 @@ fn pool_view(inputs: &Inputs, pool: &config::Pool, compiled: &Pool, now: Now) ->
             .filter_map(|member| endpoint_view(inputs, pool, compiled, member, now))
             .collect(),
         unresolved: inputs.unresolved.get(&pool.name).cloned().unwrap_or_default(),
+        cell: Arc::clone(&compiled.cell),
+        hedge: compiled.connect.hedge,
     }
 }
 

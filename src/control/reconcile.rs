@@ -1,11 +1,15 @@
 //! The only writer of snapshots: takes changes from everyone, has the brain decide, publishes, and has told what changed.
 //! Changes that wait are taken together, so a burst becomes one generation.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
@@ -21,6 +25,9 @@ use crate::{
     ids::Generation,
     state::{Phase, Report, ReportReceiver, Shared, Snapshot},
 };
+
+/// How often what the data plane has counted is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Changes taken into one generation at the most, so that a flood cannot hold the next generation back.
 const BATCH: usize = 1024;
@@ -78,6 +85,8 @@ impl Reconciler {
 
     /// Runs until every sender of changes is gone.
     pub(super) async fn run(mut self) {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let step = self.brain.due();
             tokio::select! {
@@ -91,6 +100,10 @@ impl Reconciler {
                     self.doors.health.hint(&endpoint.key());
                 }
                 () = sleep_until(step.unwrap_or_else(Instant::now)), if step.is_some() => self.publish(),
+                _ = look.tick(), if !self.doors.changes.is_closed() => {
+                    self.brain.look(Instant::now());
+                    self.publish();
+                }
                 else => return,
             }
         }
@@ -215,7 +228,7 @@ mod tests {
         telemetry::{Cause, End, Side, Stage},
     };
 
-    const SECOND: std::time::Duration = std::time::Duration::from_secs(1);
+    const SECOND: Duration = Duration::from_secs(1);
 
     fn pool() -> crate::config::Pool {
         crate::config::Pool {

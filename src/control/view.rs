@@ -16,7 +16,7 @@ use super::{Journal, admin::Totals, health::Verdict};
 use crate::{
     config::{self, Config},
     ids::{CloudName, EndpointIdentity, Generation, ListenerName, PoolName},
-    state::{AllDown, EndpointCell, Histogram, ListenerCell, Shared},
+    state::{AllDown, EndpointCell, Hedge, Histogram, ListenerCell, PoolCell, Shared},
     telemetry::LogDropped,
 };
 
@@ -86,6 +86,10 @@ pub struct PoolView {
     pub endpoints: Vec<EndpointView>,
     /// Names that have not been resolved yet, as `host:port`.
     pub unresolved: Vec<String>,
+    /// What its sessions' attempts have come to.
+    pub cell: Arc<PoolCell>,
+    /// Whether late attempts are raced.
+    pub hedge: Option<Hedge>,
 }
 
 /// An endpoint.

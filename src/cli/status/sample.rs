@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::api::{
-    Cloud, CloudShare, CloudWeight, ConnectTimes, EndCount, Endpoint, Event, Listener, Pool, Process, Rates,
-    Reload, Reloads, Sessions, Status,
+    Attempts, Cloud, CloudShare, CloudWeight, ConnectTimes, EndCount, Endpoint, Event, Listener, Pool,
+    Process, Rates, Reload, Reloads, Sessions, Status,
 };
 
 fn cloud(name: &str, state: &str, up: u64) -> Cloud {
@@ -71,6 +71,14 @@ fn failover_pool() -> Pool {
         all_down: None,
         shares: vec![CloudShare { cloud: "aws".into(), share: 1.0 }],
         unresolved: Vec::new(),
+        attempts: Attempts {
+            hedges: 1200,
+            hedges_won: 1150,
+            hedges_denied: 3,
+            hedge_budget_left: Some(40),
+            retries: 7,
+            ..Attempts::default()
+        },
         endpoints: vec![endpoint("10.0.12.134:5432", "aws"), back, down],
     }
 }
@@ -86,6 +94,7 @@ fn weighted_pool() -> Pool {
         all_down: Some("refuse".into()),
         shares: Vec::new(),
         unresolved: vec!["cache.internal:6379".into()],
+        attempts: Attempts::default(),
         endpoints: Vec::new(),
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::table::{Align, Cell, Paint, Table, bytes, count, duration, paint, plain, rate};
-use crate::api::{Cloud, EndCount, Endpoint, Listener, Pool, Process, Rates, Sessions, Status};
+use crate::api::{Attempts, Cloud, EndCount, Endpoint, Listener, Pool, Process, Rates, Sessions, Status};
 
 /// Ends shown for a listener, the most frequent first.
 const ENDS: usize = 3;
@@ -142,9 +142,38 @@ fn pool_line(out: &mut String, pool: &Pool, colours: bool) {
         let mark = paint("x all down", Paint::Bad, colours);
         line(out, format_args!("  {mark}: no endpoint is up, when_all_down = {}", plain(all_down)));
     }
+    attempts_line(out, &pool.attempts);
     if !pool.unresolved.is_empty() {
         let mark = paint("? unresolved", Paint::Warning, colours);
         line(out, format_args!("  {mark}: {}", plain(&pool.unresolved.join(", "))));
+    }
+}
+
+/// What went beyond one attempt a session, if anything did.
+fn attempts_line(out: &mut String, attempts: &Attempts) {
+    let Attempts { hedges, hedges_won, hedges_denied, retries, queued, overflowed, replayed, .. } = *attempts;
+    let mut parts = Vec::new();
+    if hedges + hedges_denied > 0 {
+        let left = attempts.hedge_budget_left.map(|left| format!(", {} left", count(left)));
+        let (won, denied) = (count(hedges_won), count(hedges_denied));
+        parts.push(format!(
+            "{} raced ({won} won, {denied} over budget{})",
+            count(hedges),
+            left.unwrap_or_default()
+        ));
+    }
+    for (number, what) in [
+        (retries, "retried"),
+        (queued, "queued"),
+        (overflowed, "turned away"),
+        (replayed, "moved before the first byte"),
+    ] {
+        if number > 0 {
+            parts.push(format!("{} {what}", count(number)));
+        }
+    }
+    if !parts.is_empty() {
+        line(out, format_args!("  attempts: {}", parts.join(", ")));
     }
 }
 

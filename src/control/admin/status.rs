@@ -6,6 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{
     rates::Sampler,
@@ -13,8 +14,8 @@ use super::{
 };
 use crate::{
     api::{
-        Cloud, CloudShare, CloudWeight, ConnectTimes, EndCount, Endpoint, Event, Listener, Pool, Process,
-        Rates, Reload, Reloads, Sessions, Status,
+        Attempts, Cloud, CloudShare, CloudWeight, ConnectTimes, EndCount, Endpoint, Event, Listener, Pool,
+        Process, Rates, Reload, Reloads, Sessions, Status,
     },
     config::{self, Policy},
     control::{
@@ -182,7 +183,22 @@ fn pool(pool: &PoolView, sampler: &Sampler) -> Pool {
             .map(|(cloud, share)| CloudShare { cloud: named(cloud), share: *share })
             .collect(),
         unresolved: pool.unresolved.clone(),
+        attempts: attempts(pool),
         endpoints: pool.endpoints.iter().map(|one| endpoint(one, sampler)).collect(),
+    }
+}
+
+fn attempts(pool: &PoolView) -> Attempts {
+    let counts = pool.cell.counts();
+    Attempts {
+        hedges: counts.hedges,
+        hedges_won: counts.won,
+        hedges_denied: counts.denied,
+        hedge_budget_left: pool.hedge.map(|hedge| pool.cell.left(hedge.budget, Instant::now())),
+        retries: counts.retries,
+        queued: counts.waited,
+        overflowed: counts.overflowed,
+        replayed: counts.replayed,
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) fn overview(endpoints: Vec<EndpointView>) -> Overview {
         shares: vec![(clouds[0].clone(), 1.0)],
         endpoints,
         unresolved: Vec::new(),
+        cell: Arc::default(),
+        hedge: None,
     };
     Overview { generation: Generation(7), config: config(), listeners: Vec::new(), pools: vec![pool] }
 }

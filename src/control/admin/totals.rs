@@ -38,6 +38,8 @@ pub(super) struct Sums {
     pub(super) to_client: u64,
     /// Failed attempts, by place in [`Cause::ALL`].
     pub(super) failures: [u64; Cause::ALL.len()],
+    /// Attempts that were overtaken, sessions ended before a first byte, sessions that got none in time.
+    pub(super) gray: [u64; 3],
     /// Durations of attempts that connected.
     pub(super) connect: HistogramReading,
     /// Spares that are ready now.
@@ -140,7 +142,9 @@ impl Sums {
             *count = seen;
         }
         let connect = cell.connect();
+        let (overtaken, empty, mute) = cell.gray();
         Self {
+            gray: [overtaken, empty, mute],
             active: 0,
             sessions: cell.sessions(),
             to_upstream,
@@ -158,6 +162,10 @@ impl Sums {
         for (count, earlier) in failures.iter_mut().zip(before.failures) {
             *count = count.saturating_sub(earlier);
         }
+        let mut gray = self.gray;
+        for (count, earlier) in gray.iter_mut().zip(before.gray) {
+            *count = count.saturating_sub(earlier);
+        }
         let mut spare_ends = self.spare_ends;
         for (count, earlier) in spare_ends.iter_mut().zip(before.spare_ends) {
             *count = count.saturating_sub(earlier);
@@ -168,6 +176,7 @@ impl Sums {
             to_upstream: self.to_upstream.saturating_sub(before.to_upstream),
             to_client: self.to_client.saturating_sub(before.to_client),
             failures,
+            gray,
             connect: self.connect.since(&before.connect),
             spares: 0,
             spare_ends,
@@ -182,6 +191,9 @@ impl Sums {
         self.to_upstream += other.to_upstream;
         self.to_client += other.to_client;
         for (count, more) in self.failures.iter_mut().zip(other.failures) {
+            *count += more;
+        }
+        for (count, more) in self.gray.iter_mut().zip(other.gray) {
             *count += more;
         }
         self.connect.add(&other.connect);

@@ -2,6 +2,7 @@
 //! that a session costs no label lookup. Families of the process come first and those of single endpoints last: with
 //! more endpoints than the cap allows for, the detail goes and the picture stays.
 
+mod attempts;
 mod page;
 mod process;
 #[cfg(test)]
@@ -68,7 +69,9 @@ impl Collector for Scrape {
         workers(&mut page, view)?;
         listeners(&mut page, &overview)?;
         pools(&mut page, view, &overview)?;
+        attempts::of_pools(&mut page, &overview)?;
         groups(&mut page, &totals)?;
+        attempts::of_groups(&mut page, &totals)?;
         spares(&mut page, &totals)?;
         endpoints(&mut page, &overview)?;
         let dropped = view.totals.series_dropped.fetch_add(page.dropped, Relaxed) + page.dropped;
