@@ -123,6 +123,8 @@ pub(super) type Begun = (Attempt, Result<Peer, End>);
 pub(super) struct Established {
     pub(super) upstream: Peer,
     pub(super) limits: Arc<SessionLimits>,
+    /// Kept until the relay begins.
+    pub(super) pool: Arc<Pool>,
 }
 
 /// Chooses the endpoint for the next attempt; `None` when there is none left. `spread`: in a cloud that was not tried yet,
@@ -189,7 +191,12 @@ pub(super) fn refusal(endpoint: &Endpoint, error: &io::Error) -> End {
 impl Attempt {
     /// Notes that the attempt has connected.
     pub(super) fn connected(&self, books: &mut Books, now: Instant) {
-        self.plan.endpoint.cell.connected(now.saturating_duration_since(self.begun));
+        let cell = &self.plan.endpoint.cell;
+        cell.connected(now.saturating_duration_since(self.begun));
+        // Where the first byte is waited for, that speaks for the endpoint.
+        if !self.plan.pool.connect.watches() {
+            cell.vouch();
+        }
         books.connected = Some(now);
     }
 }

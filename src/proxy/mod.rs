@@ -4,6 +4,7 @@
 mod accept;
 mod connect;
 mod engine;
+mod first_byte;
 mod listener;
 mod peer;
 mod race;

@@ -32,14 +32,18 @@ use crate::{
 /// How a session ends for which too many others wait.
 const OVERLOADED: End = End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Overloaded };
 
-/// Finds an endpoint that takes the session, going on from an attempt that was begun already, if there is one.
+/// Finds an endpoint that takes the session and is none of `tried`, going on from an attempt that was begun already, if
+/// there is one.
 pub(super) async fn connect(
     client: &Watched<'_>,
     books: &mut Books,
     begun: Option<Begun>,
+    tried: Vec<Arc<EndpointIdentity>>,
 ) -> Result<Established, End> {
-    let mut field =
-        Field { client, books, race: None, racers: Vec::new(), tried: Vec::new(), last: NO_ENDPOINT };
+    // What has moved on from an endpoint that did not answer has its time anew.
+    let started = if tried.is_empty() { books.started } else { Instant::now() };
+    let racers = Vec::new();
+    let mut field = Field { client, books, started, race: None, racers, tried, last: NO_ENDPOINT };
     if let Some((attempt, upstream)) = begun {
         field.resume(attempt, upstream);
     }
@@ -83,6 +87,7 @@ const fn client_gone(cause: Cause) -> End {
 struct Field<'a> {
     client: &'a Watched<'a>,
     books: &'a mut Books,
+    started: Instant,
     /// Since the first plan: the race, and the pool as it was at the last.
     race: Option<(Race, Arc<Pool>)>,
     racers: Vec<Racer>,
@@ -102,7 +107,7 @@ struct Racer {
 impl Field<'_> {
     fn resume(&mut self, attempt: Attempt, upstream: Result<Peer, End>) {
         let pool = Arc::clone(&attempt.plan.pool);
-        self.race = Some((Race::resumed(pool.connect, self.books.started, attempt.late), pool));
+        self.race = Some((Race::resumed(pool.connect, self.started, attempt.late), pool));
         self.tried.push(Arc::clone(&attempt.plan.endpoint.identity));
         if let Some(claim) = self.books.lend() {
             self.enter((attempt, upstream), claim, Why::First);
@@ -137,11 +142,11 @@ impl Field<'_> {
         let claim = Claim::new(Arc::clone(&plan.endpoint));
         self.books.count_attempt();
         match why {
-            Why::First => plan.pool.cell.begin(self.books.started),
+            Why::First => plan.pool.cell.begin(self.started),
             Why::Retry => plan.pool.cell.retried(),
             Why::Hedge => {}
         }
-        let started = self.books.started;
+        let started = self.started;
         let (race, pool) =
             self.race.get_or_insert_with(|| (Race::new(plan.pool.connect, started), Arc::clone(&plan.pool)));
         pool.clone_from(&plan.pool);
@@ -168,7 +173,7 @@ impl Field<'_> {
             return place;
         }
         plan.pool.cell.waits();
-        timeout_at(self.books.started + plan.pool.connect.total, Place::wait(plan)).await.ok().flatten()
+        timeout_at(self.started + plan.pool.connect.total, Place::wait(plan)).await.ok().flatten()
     }
 
     /// There was no place: another endpoint may have one.
@@ -178,11 +183,7 @@ impl Field<'_> {
             plan.endpoint.cell.connect_failed(OVERLOADED.cause);
             self.last = OVERLOADED;
         }
-        if Instant::now() >= self.books.started + plan.pool.connect.total {
-            self.nothing_left()
-        } else {
-            Ok(())
-        }
+        if Instant::now() >= self.started + plan.pool.connect.total { self.nothing_left() } else { Ok(()) }
     }
 
     fn enter(&mut self, (attempt, upstream): Begun, claim: Claim, why: Why) {
@@ -207,7 +208,7 @@ impl Field<'_> {
         self.books.carried_by(claim);
         attempt.connected(self.books, Instant::now());
         upstream.begin();
-        Established { upstream, limits: attempt.plan.limits }
+        Established { upstream, limits: attempt.plan.limits, pool: attempt.plan.pool }
     }
 
     fn failed(&mut self, racer: Racer, end: End) {

@@ -9,13 +9,15 @@ use tokio::{io::Interest, time::Instant};
 use super::{
     connect::{self, Begun, Claim, Established},
     engine::Mailbox,
+    first_byte,
     peer::Peer,
-    racing, relay,
+    racing,
+    relay::{self, Relay, Watched},
 };
 use crate::{
     ids::{Generation, PoolName},
     net,
-    state::{Endpoint, ListenerCell, Shared},
+    state::{Endpoint, ListenerCell, SessionLimits, Shared},
     sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
 };
@@ -47,12 +49,11 @@ pub(super) fn resume(handover: Handover, engine: Arc<Mailbox>) -> impl Future<Ou
 }
 
 async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Option<Arc<Mailbox>>) {
-    let Ok(watched) = sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
+    let Ok(mut watched) = sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
         return books.close(End { side: Side::Proxy, stage: Stage::Accept, cause: Cause::Exhausted });
     };
     // Boxed, so that an idle session does not carry the room that dialling needs.
-    let Established { upstream, limits } = match Box::pin(racing::connect(&watched, &mut books, begun)).await
-    {
+    let Established { upstream, limits, pool } = match Box::pin(reach(&watched, &mut books, begun)).await {
         Ok(established) => established,
         Err(end) => return books.close(end),
     };
@@ -60,6 +61,15 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
         drop(watched);
         return engine.adopt(client, upstream, books, limits);
     }
+    if pool.connect.watches() {
+        // What was peeked at raises no edge of its own; a fresh registration does.
+        drop(watched);
+        watched = match sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) {
+            Ok(watched) => watched,
+            Err(_) => return books.close(connect::EXHAUSTED),
+        };
+    }
+    drop(pool);
     net::set_nodelay(&upstream);
     let end = match sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) {
         Ok(other) => relay::relay(&watched, &other, limits, &mut books).await,
@@ -71,6 +81,15 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
         upstream.close();
     }
     books.close(end);
+}
+
+/// Finds an endpoint that takes the session, and that answers where the pool asks for that.
+async fn reach(client: &Watched<'_>, books: &mut Books, begun: Option<Begun>) -> Result<Established, End> {
+    let established = racing::connect(client, books, begun, Vec::new()).await?;
+    if established.pool.connect.watches() {
+        return first_byte::settle(client, books, established).await;
+    }
+    Ok(established)
 }
 
 /// Bytes relayed so far.
@@ -93,6 +112,10 @@ pub(super) struct Books {
     pub(super) connected: Option<Instant>,
     pub(super) attempts: u8,
     pub(super) moved: Moved,
+    /// Bytes that were passed on before the relay began.
+    passed_on: u64,
+    /// The client's end as well.
+    client_ended: bool,
     end: Option<End>,
     session: u64,
 }
@@ -112,6 +135,8 @@ impl Books {
             connected: None,
             attempts: 0,
             moved: Moved::default(),
+            passed_on: 0,
+            client_ended: false,
             end: None,
             session,
         }
@@ -143,8 +168,20 @@ impl Books {
         }
     }
 
+    /// So many bytes of the client have gone to the endpoint before the relay begins, and its end too or not.
+    pub(super) const fn passed_on(&mut self, bytes: u64, ended: bool) {
+        self.passed_on = bytes;
+        self.client_ended = ended;
+    }
+
+    /// A relay that goes on from where the session is.
+    pub(super) fn relay(&self, now: Instant, limits: Arc<SessionLimits>) -> Relay {
+        if self.client_ended { Relay::half_closed_by_client(now, limits) } else { Relay::new(now, limits) }
+    }
+
     /// Counts what the relay has delivered until now.
     pub(super) fn account(&mut self, moved: Moved) {
+        let moved = Moved { to_upstream: moved.to_upstream + self.passed_on, ..moved };
         if let Some(endpoint) = self.endpoint.as_ref().filter(|_| moved != self.moved) {
             endpoint
                 .cell

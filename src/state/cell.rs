@@ -45,6 +45,7 @@ struct EndpointLane {
     sessions: AtomicU64,
     connect: Histogram,
     connect_failures: [AtomicU64; Cause::ALL.len()],
+    good: AtomicU64,
     overtaken: AtomicU64,
     empty: AtomicU64,
     mute: AtomicU64,
@@ -165,6 +166,18 @@ impl EndpointCell {
                 count.fetch_add(1, Relaxed);
             }
         });
+    }
+
+    /// A session has shown that it serves: it connected, or has sent its first byte where that is waited for.
+    pub fn vouch(&self) {
+        self.lanes.with(|lane| {
+            lane.good.fetch_add(1, Relaxed);
+        });
+    }
+
+    /// Sessions that have shown that it serves.
+    pub fn good(&self) -> u64 {
+        self.lanes.sum(|lane| lane.good.load(Relaxed))
     }
 
     /// An attempt was still under way when one that began later, at another endpoint, connected.

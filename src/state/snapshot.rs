@@ -127,6 +127,12 @@ pub struct Connect {
 }
 
 impl Connect {
+    /// True if sessions wait for the endpoint's first byte before they are relayed.
+    #[must_use]
+    pub const fn watches(&self) -> bool {
+        self.first_byte.is_some() || self.replay.is_some()
+    }
+
     /// One attempt after the other, nothing watched: what every pool begins with.
     #[must_use]
     pub const fn plain(timeout: Duration, attempts: u8, total: Duration) -> Self {

@@ -304,7 +304,8 @@ impl Engine {
             return books.close(connect::NO_ENDPOINT);
         };
         // A spare that has ended under a session was enough.
-        let wanted = (books.attempts == 0).then_some((&*plan.endpoint, books.generation));
+        let wanted = (books.attempts == 0 && !plan.pool.connect.watches())
+            .then_some((&*plan.endpoint, books.generation));
         let spare = wanted.and_then(|wanted| self.spares.take(wanted, &self.poll, &self.shared, self.now));
         if let Some(mut upstream) = spare {
             upstream.begin();
@@ -312,7 +313,9 @@ impl Engine {
             let session = Session::relaying(client, upstream, limits, books, self.now);
             return self.insert(session.on_spare());
         }
-        let Some(place) = Place::take(&plan) else {
+        // The wait for a first byte is the tokio half's.
+        let place = if plan.pool.connect.watches() { None } else { Place::take(&plan) };
+        let Some(place) = place else {
             return self.hand_over(client, books, None);
         };
         let eager = connect::has_sent(&client);

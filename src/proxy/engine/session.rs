@@ -76,7 +76,8 @@ impl Session {
         books: Books,
         now: Instant,
     ) -> Self {
-        Self::new(client, upstream, Stage::Relaying(Relay::new(now, limits)), books)
+        let relay = books.relay(now, limits);
+        Self::new(client, upstream, Stage::Relaying(relay), books)
     }
 
     /// The same, on a connection that was a spare.

@@ -135,6 +135,11 @@ impl Flow {
         }
     }
 
+    /// One whose source has ended, and whose end was passed on.
+    pub(super) fn done() -> Self {
+        Self { end: Progress::Done, ..Self::default() }
+    }
+
     /// True while bytes wait for the sink: the source is not read then.
     pub(super) const fn is_stalled(&self) -> bool {
         self.waiting.is_some()

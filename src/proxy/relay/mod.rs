@@ -133,6 +133,13 @@ impl Relay {
         }
     }
 
+    /// A relay of a session whose client has ended its direction, which the endpoint knows.
+    pub(super) fn half_closed_by_client(now: Instant, limits: Arc<SessionLimits>) -> Self {
+        let mut relay = Self { to_upstream: Flow::done(), ..Self::new(now, limits) };
+        relay.half_closed(Side::Client, now);
+        relay
+    }
+
     /// Moves what can be moved now.
     pub(super) fn turn<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) -> Turn {
         let before = self.moved();

@@ -32,7 +32,8 @@ pub(in crate::proxy) async fn relay(
     limits: Arc<SessionLimits>,
     books: &mut Books,
 ) -> End {
-    let mut driver = Driver { client, upstream, relay: Relay::new(Instant::now(), limits), resets: None };
+    let relay = books.relay(Instant::now(), limits);
+    let mut driver = Driver { client, upstream, relay, resets: None };
     let mut timer = pin!(sleep_until(driver.relay.deadline()));
     poll_fn(|context| {
         let polled = driver.poll(context, timer.as_mut());

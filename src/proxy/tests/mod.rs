@@ -2,6 +2,7 @@
 
 mod ends;
 mod engine;
+mod first_bytes;
 mod races;
 mod shares;
 mod storm;

@@ -1,0 +1,238 @@
+//! Endpoints that accept and do not answer: counted, and left where the pool allows it.
+
+use super::*;
+use crate::state::Replay;
+
+const QUARTER: Duration = Duration::from_millis(250);
+
+const WATCH: Connect = Connect {
+    first_byte: Some(QUARTER),
+    ..Connect::plain(Duration::from_secs(2), 3, Duration::from_secs(6))
+};
+
+const MOVE: Connect = Connect { replay: Some(Replay { limit: 4096 }), ..WATCH };
+
+/// Reads everything and says nothing.
+async fn mute() -> SocketAddr {
+    endpoint(|mut stream| async move {
+        drop(stream.read_to_end(&mut Vec::new()).await);
+    })
+    .await
+}
+
+/// Closes when the first byte has come.
+async fn empty() -> SocketAddr {
+    endpoint(|mut stream| async move {
+        drop(stream.read_u8().await);
+    })
+    .await
+}
+
+/// Resets when it is connected to.
+async fn resetting() -> SocketAddr {
+    endpoint(|stream| async move { reset(stream) }).await
+}
+
+fn cell(plane: &Plane, place: usize) -> Arc<Endpoint> {
+    Arc::clone(&plane.shared.snapshot().pools[0].tiers[place].groups[0].endpoints[0])
+}
+
+fn replayed(plane: &Plane) -> u64 {
+    plane.shared.snapshot().pools[0].cell.counts().replayed
+}
+
+/// More than fits one packet, less than is kept.
+fn request(length: usize) -> Vec<u8> {
+    (0..length).map(|n| u8::try_from(n % 251).unwrap()).collect()
+}
+
+async fn exchange(client: &mut TcpStream, request: &[u8]) {
+    soon(client.write_all(request)).await.unwrap();
+    let mut answer = vec![0; request.len()];
+    soon(client.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(answer, request);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_leaves_an_endpoint_that_does_not_answer_and_loses_nothing() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        for bad in [mute().await, empty().await, resetting().await] {
+            let plane = Plane::start(carrier, 2, &[]).await;
+            plane.publish(&[bad, echo().await], MOVE, LIMITS);
+            for length in [1, 100, 4096] {
+                let mut client = plane.client().await;
+                exchange(&mut client, &request(length)).await;
+                exchange(&mut client, &request(100_000)).await;
+            }
+            // A reset may be as quick as the handshake; then the connect has failed.
+            let retried = plane.shared.snapshot().pools[0].cell.counts().retries;
+            assert_eq!(replayed(&plane) + retried, 3);
+            assert_eq!((cell(&plane, 0).cell.good(), cell(&plane, 1).cell.good()), (0, 3));
+            let (_, empty, mute) = cell(&plane, 0).cell.gray();
+            assert_eq!(empty + mute, replayed(&plane));
+            plane.quiet().await;
+            assert_eq!((cell(&plane, 0).cell.active(), cell(&plane, 1).cell.active()), (0, 0));
+            assert_eq!(cell(&plane, 1).cell.bytes(), (304_197, 304_197));
+            assert!(plane.ends().iter().all(|(end, _)| end.is_clean()), "{:?}", plane.ends());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_replay_a_mute_endpoint_is_counted_and_the_session_stays() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let slow = endpoint(|mut stream| async move {
+            let byte = stream.read_u8().await.unwrap();
+            sleep(3 * QUARTER).await;
+            stream.write_all(&[byte, byte]).await.unwrap();
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        })
+        .await;
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[slow, echo().await], WATCH, LIMITS);
+        let mut client = plane.client().await;
+        client.write_all(b"x").await.unwrap();
+        let mut answer = [0; 2];
+        soon(client.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"xx");
+        assert_eq!((cell(&plane, 0).cell.gray(), replayed(&plane)), ((0, 0, 1), 0));
+        drop(client);
+        plane.quiet().await;
+        assert_eq!(cell(&plane, 0).cell.bytes(), (1, 2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_without_a_byte_is_passed_on_where_no_session_moves() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[empty().await, echo().await], WATCH, LIMITS);
+        let mut client = plane.client().await;
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0);
+        drop(client);
+        plane.quiet().await;
+        assert_eq!(cell(&plane, 0).cell.gray().1, 1, "counted once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_with_nowhere_else_to_go_stays_with_the_endpoint_that_is_late() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let slow = endpoint(|mut stream| async move {
+            let byte = stream.read_u8().await.unwrap();
+            sleep(3 * QUARTER).await;
+            drop(stream.write_all(&[byte]).await);
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        })
+        .await;
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[slow, nobody().await], MOVE, LIMITS);
+        let mut client = plane.client().await;
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(soon(client.read_u8()).await.unwrap(), b'x');
+        assert_eq!(replayed(&plane), 0);
+        drop(client);
+        plane.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_sends_more_than_is_kept_stays_and_loses_nothing() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[mute().await, echo().await], MOVE, LIMITS);
+        let mut client = plane.client().await;
+        soon(client.write_all(&request(200_000))).await.unwrap();
+        soon(client.shutdown()).await.unwrap();
+        assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0);
+        plane.quiet().await;
+        assert_eq!((replayed(&plane), cell(&plane, 0).cell.bytes().0), (0, 200_000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_speaks_first_and_a_client_that_ends_its_direction_are_served() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let greeter = endpoint(|mut stream| async move {
+            stream.write_all(b"hello").await.unwrap();
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        })
+        .await;
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[greeter], MOVE, LIMITS);
+        let mut client = plane.client().await;
+        soon(client.read_exact(&mut [0; 5])).await.unwrap();
+        drop(client);
+        plane.quiet().await;
+
+        // A request that ends with the client's direction, and moves with it.
+        let counter = endpoint(|mut stream| async move {
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).await.unwrap();
+            stream.write_all(all.len().to_string().as_bytes()).await.unwrap();
+        })
+        .await;
+        plane.publish(&[mute_for_ever().await, counter], MOVE, LIMITS);
+        let mut client = plane.client().await;
+        client.write_all(&request(1000)).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = String::new();
+        soon(client.read_to_string(&mut answer)).await.unwrap();
+        assert_eq!((answer.as_str(), replayed(&plane)), ("1000", 1));
+        drop(client);
+        plane.quiet().await;
+    }
+}
+
+/// Does not even end when its client does.
+async fn mute_for_ever() -> SocketAddr {
+    endpoint(|mut stream| async move {
+        drop(stream.read_to_end(&mut Vec::new()).await);
+        std::future::pending::<()>().await;
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_resets_while_the_first_byte_is_waited_for_ends_the_session() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        let connect = Connect { first_byte: Some(Duration::from_secs(60)), ..MOVE };
+        plane.publish(&[mute_for_ever().await], connect, LIMITS);
+        for sent in [b"".as_slice(), b"x"] {
+            let mut client = plane.client().await;
+            client.write_all(sent).await.unwrap();
+            eventually(|| cell(&plane, 0).cell.sessions() > 0).await;
+            let start = Instant::now();
+            reset(client);
+            plane.quiet().await;
+            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        }
+        assert!(plane.ends().iter().all(|(end, _)| end.side == crate::telemetry::Side::Client));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_sessions_leave_many_bad_endpoints_at_once() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 2, &[]).await;
+        plane.publish(&[mute().await, resetting().await, echo().await], MOVE, LIMITS);
+        let clients: Vec<_> = (0..200_usize)
+            .map(|n| {
+                let address = plane.address;
+                tokio::spawn(async move {
+                    let mut client = soon(TcpStream::connect(address)).await.unwrap();
+                    exchange(&mut client, &request(n * 20 + 1)).await;
+                })
+            })
+            .collect();
+        for client in clients {
+            client.await.unwrap();
+        }
+        plane.quiet().await;
+        let retried = plane.shared.snapshot().pools[0].cell.counts().retries;
+        assert_eq!(replayed(&plane) + retried, 400);
+        assert!(plane.ends().iter().all(|(end, _)| end.is_clean()), "{:?}", plane.ends());
+    }
+}
