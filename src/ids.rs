@@ -1,7 +1,7 @@
 //! Names as types: what the operator calls listeners, pools and clouds, and the identity of an endpoint.
-//! An identity outlives configs and snapshots: health and counters belong to it.
+//! An identity outlives configs and snapshots: health and counters belong to it. A session has a handle while it lives.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc};
 
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
@@ -107,5 +107,79 @@ impl Generation {
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Where a session is carried now: `0-17-3` is worker 0, slot 17, generation 3. With an `s` before it, it is in that
+/// worker's tokio half (`slow-0`). A session that changes halves gets another handle; one that has gone leaves a handle
+/// that finds nobody, as the slot's next session has another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionHandle {
+    /// The worker's number.
+    pub worker: u32,
+    /// True in the worker's tokio half, false in its engine.
+    pub slow: bool,
+    /// The place among the sessions there.
+    pub slot: u32,
+    /// Which of the sessions that have had this place; never 0.
+    pub generation: u32,
+}
+
+/// Not the form of a [`SessionHandle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a session's handle: it looks like 0-17-3 or s0-17-3")]
+pub struct NotAHandle;
+
+impl fmt::Display for SessionHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let half = if self.slow { "s" } else { "" };
+        write!(f, "{half}{}-{}-{}", self.worker, self.slot, self.generation)
+    }
+}
+
+impl FromStr for SessionHandle {
+    type Err = NotAHandle;
+
+    fn from_str(text: &str) -> Result<Self, NotAHandle> {
+        let (slow, rest) = text.strip_prefix('s').map_or((false, text), |rest| (true, rest));
+        let mut numbers = rest.splitn(3, '-').map(|number| {
+            // `parse` would take a sign.
+            let plain = number.bytes().all(|byte| byte.is_ascii_digit());
+            number.parse::<u32>().ok().filter(|_| plain).ok_or(NotAHandle)
+        });
+        let mut next = || numbers.next().ok_or(NotAHandle)?;
+        let (worker, slot, generation) = (next()?, next()?, next()?);
+        if generation == 0 {
+            return Err(NotAHandle);
+        }
+        Ok(Self { worker, slow, slot, generation })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_is_one_word_and_leads_back() {
+        for (slow, text) in [(false, "0-17-3"), (true, "s1-0-4294967295")] {
+            let handle: SessionHandle = text.parse().unwrap();
+            assert_eq!((handle.slow, handle.to_string().as_str()), (slow, text));
+        }
+        for wrong in [
+            "",
+            "7",
+            "0-17",
+            "0-17-3-1",
+            "0-17-0",
+            "0--3",
+            "+0-1-1",
+            "0-1-4294967296",
+            "t0-1-1",
+            "ss0-1-1",
+            "0-1-1 ",
+        ] {
+            assert_eq!(wrong.parse::<SessionHandle>(), Err(NotAHandle), "{wrong}");
+        }
     }
 }

@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     accept::{self, BATCH, FLUSH, PAUSE, Taken},
     peer::Peer,
-    session,
+    seats::Seats,
+    session::{self, Books},
 };
 use crate::{
     state::{ListenerCell, Shared},
@@ -31,20 +32,26 @@ pub(super) async fn accept(
     socket: Arc<TcpListener>,
     cell: Arc<ListenerCell>,
     shared: Arc<Shared>,
+    seats: Arc<Seats>,
     stop: CancellationToken,
 ) {
-    if let Err(error) = until_stop(&socket, &cell, &shared, &stop).await {
+    let begin = |client, address| {
+        let books = Books::open(address, Arc::clone(&cell), Arc::clone(&shared));
+        seats.spawn(books, |books| session::serve(client, books));
+    };
+    if let Err(error) = until_stop(&socket, &cell, &shared, &begin, &stop).await {
         tracing::error!(listener = %cell.name, %error, "cannot accept on a bound socket");
     }
-    flush(&socket, &cell, &shared).await;
+    flush(&socket, &cell, &begin).await;
     drop(socket);
     shared.sessions.finish_accepting();
 }
 
 async fn until_stop(
     socket: &TcpListener,
-    cell: &Arc<ListenerCell>,
-    shared: &Arc<Shared>,
+    cell: &ListenerCell,
+    shared: &Shared,
+    begin: &impl Fn(Peer, SocketAddr),
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let readiness = sys::readiness(socket.as_fd(), Interest::READABLE)?;
@@ -57,7 +64,7 @@ async fn until_stop(
         };
         for _ in 0..BATCH {
             match accept::next(socket, cell, shared) {
-                Taken::Client(client, address) => begin(client, address, cell, shared),
+                Taken::Client(client, address) => begin(client, address),
                 Taken::Nothing => {
                     ready.clear_ready();
                     break;
@@ -73,18 +80,13 @@ async fn until_stop(
     }
 }
 
-fn begin(client: Peer, address: SocketAddr, cell: &Arc<ListenerCell>, shared: &Arc<Shared>) {
-    // A panic ends this task alone; its books close on unwinding.
-    drop(tokio::spawn(session::serve(client, address, Arc::clone(cell), Arc::clone(shared))));
-}
-
 /// Takes everything that waits in the queue, for as long as [`FLUSH`] allows.
-async fn flush(socket: &TcpListener, cell: &Arc<ListenerCell>, shared: &Arc<Shared>) {
+async fn flush(socket: &TcpListener, cell: &ListenerCell, begin: &impl Fn(Peer, SocketAddr)) {
     let give_up = Instant::now() + FLUSH;
     let mut taken: u32 = 0;
     loop {
         match accept::take(socket, cell) {
-            Taken::Client(client, address) => begin(client, address, cell, shared),
+            Taken::Client(client, address) => begin(client, address),
             Taken::Nothing => return,
             Taken::Lost => {}
             Taken::Short if Instant::now() >= give_up => return,

@@ -11,6 +11,7 @@ mod race;
 mod racing;
 mod relay;
 mod route;
+mod seats;
 mod seldom;
 mod session;
 mod worker;

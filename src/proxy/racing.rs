@@ -187,6 +187,7 @@ impl Field<'_> {
     }
 
     fn enter(&mut self, (attempt, upstream): Begun, claim: Claim, why: Why) {
+        self.books.trying(&attempt.plan.endpoint);
         let dial: Pin<Box<dyn Future<Output = Result<Peer, End>> + Send>> = match upstream {
             Ok(upstream) => Box::pin(finish(upstream, Arc::clone(&attempt.plan.endpoint), attempt.deadline)),
             Err(end) => Box::pin(std::future::ready(Err(end))),

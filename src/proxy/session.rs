@@ -13,6 +13,7 @@ use super::{
     peer::Peer,
     racing,
     relay::{self, Relay, Watched},
+    seats::Seat,
 };
 use crate::{
     ids::{Generation, PoolName},
@@ -25,14 +26,9 @@ use crate::{
 /// An endpoint that ends a session before its first byte has not answered, if the client has asked; or if this soon.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Serves one accepted client to its end. The books are open from the call on, not from the first poll.
-pub(super) fn serve(
-    client: Peer,
-    address: SocketAddr,
-    listener: Arc<ListenerCell>,
-    shared: Arc<Shared>,
-) -> impl Future<Output = ()> + Send {
-    story(client, Books::open(address, listener, shared), None, None)
+/// Serves one accepted client to its end.
+pub(super) fn serve(client: Peer, books: Books) -> impl Future<Output = ()> + Send {
+    story(client, books, None, None)
 }
 
 /// A session that the engine has begun and that needs more than it can do.
@@ -116,6 +112,8 @@ pub(super) struct Books {
     passed_on: u64,
     /// The client's end as well.
     client_ended: bool,
+    /// Where it is known while a task carries it.
+    pub(super) seat: Option<Box<Seat>>,
     end: Option<End>,
     session: u64,
 }
@@ -137,6 +135,7 @@ impl Books {
             moved: Moved::default(),
             passed_on: 0,
             client_ended: false,
+            seat: None,
             end: None,
             session,
         }
@@ -149,11 +148,33 @@ impl Books {
         if let Some(last) = self.endpoint.replace(endpoint) {
             last.cell.finish();
         }
+        self.show();
+    }
+
+    /// The session's number.
+    pub(super) const fn number(&self) -> u64 {
+        self.session
+    }
+
+    /// More is known of the session: an operator who asks is to see it.
+    pub(super) fn show(&self) {
+        if let Some(seat) = &self.seat {
+            seat.show(self);
+        }
     }
 
     /// One more attempt begins; who makes it holds the claim to its endpoint.
     pub(super) const fn count_attempt(&mut self) {
         self.attempts = self.attempts.saturating_add(1);
+    }
+
+    /// This endpoint is being tried.
+    pub(super) fn trying(&mut self, endpoint: &Arc<Endpoint>) {
+        if self.seat.is_some() {
+            let kept = self.endpoint.replace(Arc::clone(endpoint));
+            self.show();
+            self.endpoint = kept;
+        }
     }
 
     /// Gives the claim away: others may be made beside it.
@@ -166,6 +187,7 @@ impl Books {
         if let Some(last) = std::mem::replace(&mut self.endpoint, claim.give()) {
             last.cell.finish();
         }
+        self.show();
     }
 
     /// So many bytes of the client have gone to the endpoint before the relay begins, and its end too or not.
@@ -187,6 +209,9 @@ impl Books {
                 .cell
                 .moved(moved.to_upstream - self.moved.to_upstream, moved.to_client - self.moved.to_client);
             self.moved = moved;
+            if let Some(seat) = &self.seat {
+                seat.moved(moved);
+            }
         }
     }
 
@@ -195,6 +220,10 @@ impl Books {
     }
 
     fn unfinished(&self) -> End {
+        if !thread::panicking() && self.seat.as_ref().is_some_and(|seat| seat.is_killed()) {
+            let stage = if self.connected.is_some() { Stage::Relay } else { Stage::Connect };
+            return End { side: Side::Operator, stage, cause: Cause::Killed };
+        }
         let stage = if self.connected.is_some() { Stage::Drain } else { Stage::Connect };
         match thread::panicking() {
             true => End { side: Side::Proxy, stage, cause: Cause::Panic },
@@ -284,7 +313,8 @@ mod tests {
         let (shared, listener) = bed();
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
-        let future = serve(Peer::new(stream.into()), listener.address, listener, shared);
+        let books = Books::open(listener.address, listener, shared);
+        let future = serve(Peer::new(stream.into()), books);
         let size = size_of_val(&future);
         assert!((300..=1000).contains(&size), "{size} bytes");
     }

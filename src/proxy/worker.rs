@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     accept,
     engine::{Command, Engine, Handovers, Mailbox},
-    listener, relay, session,
+    listener, relay,
+    seats::Seats,
+    session,
 };
 use crate::{
     ids::Generation,
@@ -88,6 +90,7 @@ impl Worker {
             shared: Arc::clone(shared),
             mailbox,
             handovers,
+            seats: Seats::new(number),
             open: Vec::new(),
             most: 0,
             seen: Generation::default(),
@@ -142,6 +145,8 @@ struct TokioHalf {
     shared: Arc<Shared>,
     mailbox: Option<Arc<Mailbox>>,
     handovers: Arc<Handovers>,
+    /// The sessions it carries.
+    seats: Arc<Seats>,
     /// Listeners that are accepted on here.
     open: Vec<Open>,
     /// The most sessions since memory was given back.
@@ -193,13 +198,16 @@ impl TokioHalf {
 
     fn resume(&self, handover: session::Handover) {
         if let Some(mailbox) = &self.mailbox {
-            // A panic ends this task alone; its books close on unwinding.
-            drop(tokio::spawn(session::resume(handover, Arc::clone(mailbox))));
+            let session::Handover { client, books, begun } = handover;
+            let resume =
+                |books| session::resume(session::Handover { client, books, begun }, Arc::clone(mailbox));
+            self.seats.spawn(books, resume);
         }
     }
 
     fn tidy(&mut self) {
         relay::trim();
+        self.seats.shrink();
         accept::renew_limit(self.shared.sockets.workers());
         self.look();
         // The allocator is the whole process's.
@@ -225,7 +233,12 @@ impl TokioHalf {
         }
     }
 
-    fn obey(&mut self, command: SocketCommand) {
+    fn obey(&mut self, mut command: SocketCommand) {
+        match command {
+            SocketCommand::Census(ref mut census) => self.seats.count(census),
+            SocketCommand::Kill(kill) if kill.handle.slow => return self.seats.kill(kill),
+            _ => {}
+        }
         if self.mailbox.is_some() {
             return self.post(Command::Socket(command));
         }
@@ -241,6 +254,8 @@ impl TokioHalf {
                     .extract_if(.., |open| Arc::ptr_eq(&open.cell, &listener))
                     .for_each(|open| open.stop.cancel());
             }
+            SocketCommand::Census(census) => census.finish(),
+            SocketCommand::Kill(kill) => kill.answer(None),
         }
     }
 
@@ -250,8 +265,14 @@ impl TokioHalf {
             return self.shared.sessions.finish_accepting();
         }
         let (socket, stop) = (Arc::new(socket), CancellationToken::new());
-        let accepting =
-            listener::accept(Arc::clone(&socket), Arc::clone(&cell), Arc::clone(&self.shared), stop.clone());
+        let seats = Arc::clone(&self.seats);
+        let accepting = listener::accept(
+            Arc::clone(&socket),
+            Arc::clone(&cell),
+            Arc::clone(&self.shared),
+            seats,
+            stop.clone(),
+        );
         drop(tokio::spawn(accepting));
         self.open.push(Open { cell, socket, stop });
     }

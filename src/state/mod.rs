@@ -1,11 +1,12 @@
 //! The bridge between the planes, with five doors and no sixth: the snapshot (decisions, down), cells
-//! (measurements, up), reports (rare events, up), sessions (stop signals, down) and sockets (open listeners, down
-//! and, later, aside). Neither plane knows the other; both know this room.
+//! (measurements, up), reports (rare events, up), sessions (stop signals, down) and sockets (open listeners and what is
+//! asked about single sessions, down and, later, aside). Neither plane knows the other; both know this room.
 
 mod budget;
 mod cell;
 mod histogram;
 mod lanes;
+mod live;
 mod reports;
 mod sessions;
 mod snapshot;
@@ -15,6 +16,9 @@ pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
 pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, SpareCell, SpareEnd, WorkerCell};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use lanes::use_lane;
+pub use live::{
+    Census, Kill, LiveSession, NotEnded, NotWhereabouts, Population, SessionFilter, Traits, Whereabouts,
+};
 pub use reports::{Report, ReportReceiver, Reports};
 pub use sessions::{Phase, Sessions};
 pub use snapshot::{

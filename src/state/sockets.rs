@@ -1,14 +1,14 @@
-//! Open listening sockets on their way to the workers. The control plane binds (binding can fail, and then a reload
+//! Open listening sockets on their way to the workers, and what an operator asks about sessions. The control plane binds (binding can fail, and then a reload
 //! is refused whole), each worker accepts on its own socket.
 
 use std::{net::TcpListener, sync::Arc};
 
 use tokio::sync::mpsc;
 
-use super::ListenerCell;
+use super::{Census, Kill, ListenerCell};
 use crate::net::Listen;
 
-/// What a worker is to do with a listener.
+/// What a worker is to do with a listener or, rarely, with a single session.
 #[derive(Debug)]
 pub enum SocketCommand {
     /// Accept on this socket.
@@ -30,6 +30,10 @@ pub enum SocketCommand {
         /// Whose socket it is.
         listener: Arc<ListenerCell>,
     },
+    /// Say which sessions it carries.
+    Census(Box<Census>),
+    /// End one of them.
+    Kill(Kill),
 }
 
 /// Commands that may wait for one worker: more listeners than a config is likely to have, as a worker drains its queue
@@ -54,6 +58,11 @@ impl Sockets {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// The way to each of them.
+    pub(super) fn queues(&self) -> &[mpsc::Sender<SocketCommand>] {
+        &self.workers
     }
 
     /// Hands one socket to each worker. ([`super::Shared::open`] also counts them.)

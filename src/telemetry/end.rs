@@ -12,7 +12,7 @@ pub enum Side {
     Upstream,
     /// A limit or a fault of this process.
     Proxy,
-    /// A person or a supervisor: shutdown.
+    /// A person or a supervisor: shutdown, or the end of one session.
     Operator,
 }
 
@@ -60,6 +60,8 @@ pub enum Cause {
     Local,
     /// The drain deadline came, or a second signal.
     Shutdown,
+    /// An operator ended this session, and no other.
+    Killed,
     /// A bug in this process: the task panicked.
     Panic,
     /// An input or output error of another kind.
@@ -116,7 +118,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Closed,
         Self::Reset,
         Self::Refused,
@@ -130,6 +132,7 @@ impl Cause {
         Self::Exhausted,
         Self::Local,
         Self::Shutdown,
+        Self::Killed,
         Self::Panic,
         Self::Io,
     ];
@@ -151,6 +154,7 @@ impl Cause {
             Self::Exhausted => "exhausted",
             Self::Local => "local",
             Self::Shutdown => "shutdown",
+            Self::Killed => "killed",
             Self::Panic => "panic",
             Self::Io => "io",
         }
@@ -232,8 +236,8 @@ impl End {
             (Cause::Overloaded, _, _) => "sQ",
             (Cause::Panic, _, _) => "ID",
             (Cause::NoEndpoint, _, _) => "SC",
-            (Cause::Shutdown, _, Stage::Accept | Stage::Route | Stage::Connect) => "KC",
-            (Cause::Shutdown, _, _) => "KD",
+            (Cause::Shutdown | Cause::Killed, _, Stage::Accept | Stage::Route | Stage::Connect) => "KC",
+            (Cause::Shutdown | Cause::Killed, _, _) => "KD",
             (Cause::TimedOut, _, Stage::Connect) => "sC",
             (Cause::TimedOut | Cause::Idle | Cause::HalfClosed | Cause::Lifetime, Side::Upstream, _) => "sD",
             (Cause::TimedOut | Cause::Idle | Cause::HalfClosed | Cause::Lifetime, _, _) => "cD",

@@ -22,7 +22,7 @@ use crate::{
 
 /// Something for the engine to do.
 pub(in crate::proxy) enum Command {
-    /// Open, change or close a listener's socket.
+    /// Open, change or close a listener's socket, or answer about single sessions.
     Socket(SocketCommand),
     /// Carry a session from its beginning: another worker that has more of them has accepted it.
     Begin(Peer, Books),
@@ -79,9 +79,11 @@ impl Mailbox {
         &self,
         client: Peer,
         upstream: Peer,
-        books: Books,
+        mut books: Books,
         limits: Arc<SessionLimits>,
     ) {
+        // It is the engine's from here on, and has a handle there.
+        books.seat = None;
         self.post(Command::Adopt(Box::new(Pair { client, upstream, books, limits })));
     }
 

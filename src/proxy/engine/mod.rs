@@ -4,6 +4,7 @@
 
 mod alone;
 mod listeners;
+mod live;
 mod mailbox;
 mod poll;
 mod session;
@@ -24,15 +25,19 @@ use rustix::event::epoll::{Event, EventFlags};
 use tokio::time::Instant;
 
 pub use self::alone::Alone;
-pub(super) use self::mailbox::{Command, Handovers, Mailbox};
 use self::{
     listeners::{Accepted, Listeners},
+    live::Counting,
     mailbox::Pair,
     poll::{BELL, Poll, TIMER},
     session::{Outcome, Session},
-    slots::{Slots, Token, Which},
+    slots::Which,
     spares::Spares,
     timer::Timer,
+};
+pub(super) use self::{
+    mailbox::{Command, Handovers, Mailbox},
+    slots::{Slots, Token},
 };
 use super::{
     connect::{self, Place},
@@ -74,6 +79,8 @@ pub(super) struct Engine {
     looked_at: usize,
     tidying: bool,
     stopped: bool,
+    /// Questions about its sessions that are not answered yet.
+    censuses: Vec<Counting>,
 }
 
 impl Engine {
@@ -106,6 +113,7 @@ impl Engine {
             looked_at: number,
             tidying: false,
             stopped: false,
+            censuses: Vec::new(),
         })
     }
 
@@ -124,7 +132,7 @@ impl Engine {
                 self.note(event);
             }
             self.run_sessions();
-            busy = self.accept(&mut accepted) || !self.runnable.is_empty();
+            busy = self.accept(&mut accepted) | self.count_sessions() || !self.runnable.is_empty();
             if let Some(at) = self.spares.tend(&self.poll, &self.shared, self.now) {
                 self.timer.chore(at);
             }
@@ -405,6 +413,8 @@ impl Engine {
             }
             SocketCommand::Reapply { listener, options } => self.listeners.reapply(&listener, &options),
             SocketCommand::Close { listener } => self.listeners.close(Some(&listener), &self.poll, self.now),
+            SocketCommand::Census(census) => self.censuses.push(Counting::new(census)),
+            SocketCommand::Kill(kill) => self.kill(kill),
         }
     }
 

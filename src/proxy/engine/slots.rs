@@ -3,10 +3,10 @@
 
 /// The address of a session within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Token {
-    pub(super) slot: u32,
+pub(in crate::proxy) struct Token {
+    pub(in crate::proxy) slot: u32,
     /// Never 0.
-    generation: u32,
+    pub(in crate::proxy) generation: u32,
 }
 
 /// Which of a session's sockets an event is about.
@@ -53,7 +53,7 @@ impl Token {
 
 /// A slab of boxed things: empty slots cost 16 bytes.
 #[derive(Debug)]
-pub(super) struct Slots<T> {
+pub(in crate::proxy) struct Slots<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     /// What the generation of a slot that is made now begins with.
@@ -68,12 +68,12 @@ struct Slot<T> {
 }
 
 impl<T> Slots<T> {
-    pub(super) const fn new() -> Self {
+    pub(in crate::proxy) const fn new() -> Self {
         Self { slots: Vec::new(), free: Vec::new(), first_generation: 1, taken: 0 }
     }
 
     /// Puts a thing into a free slot; gives it back when there are 2^30 already.
-    pub(super) fn insert(&mut self, content: Box<T>) -> Result<Token, Box<T>> {
+    pub(in crate::proxy) fn insert(&mut self, content: Box<T>) -> Result<Token, Box<T>> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None if self.slots.len() >= MOST => return Err(content),
@@ -94,19 +94,19 @@ impl<T> Slots<T> {
     }
 
     /// The thing at this address, unless it has gone.
-    pub(super) fn get(&mut self, token: Token) -> Option<&mut T> {
+    pub(in crate::proxy) fn get(&mut self, token: Token) -> Option<&mut T> {
         let slot = self.slots.get_mut(token.slot as usize)?;
         slot.content.as_deref_mut().filter(|_| slot.generation == token.generation)
     }
 
     /// The address of what is in this slot now.
-    pub(super) fn token(&self, slot: u32) -> Option<Token> {
+    pub(in crate::proxy) fn token(&self, slot: u32) -> Option<Token> {
         let place = self.slots.get(slot as usize).filter(|place| place.content.is_some())?;
         Some(Token { slot, generation: place.generation })
     }
 
     /// Takes the thing at this address out.
-    pub(super) fn take(&mut self, token: Token) -> Option<Box<T>> {
+    pub(in crate::proxy) fn take(&mut self, token: Token) -> Option<Box<T>> {
         let slot = self.slots.get_mut(token.slot as usize)?;
         let content = slot.content.take_if(|_| slot.generation == token.generation)?;
         slot.generation = slot.generation.wrapping_add(1).max(1);
@@ -115,13 +115,26 @@ impl<T> Slots<T> {
         Some(content)
     }
 
+    /// What is in at most `most` slots from this one on; `None` when there is no such slot.
+    pub(in crate::proxy) fn stretch(
+        &self,
+        first: usize,
+        most: usize,
+    ) -> Option<impl Iterator<Item = (Token, &T)>> {
+        let rest = self.slots.get(first..).filter(|rest| !rest.is_empty())?;
+        Some((first..).zip(rest).take(most).filter_map(|(slot, place)| {
+            let token = Token { slot: u32::try_from(slot).ok()?, generation: place.generation };
+            Some((token, place.content.as_deref()?))
+        }))
+    }
+
     /// How many there are.
-    pub(super) const fn len(&self) -> usize {
+    pub(in crate::proxy) const fn len(&self) -> usize {
         self.taken
     }
 
     /// Gives back the memory of the slots, when all of them are free.
-    pub(super) fn shrink(&mut self) {
+    pub(in crate::proxy) fn shrink(&mut self) {
         if self.taken == 0 && !self.slots.is_empty() {
             let last = self.slots.iter().map(|slot| slot.generation).max().unwrap_or_default();
             self.first_generation = last.wrapping_add(1).max(1);
@@ -157,6 +170,19 @@ mod tests {
         let new = slots.insert(Box::new(2)).unwrap();
         assert_eq!(old.slot, new.slot);
         assert!(slots.get(old).is_none());
+    }
+
+    #[test]
+    fn a_stretch_has_what_is_there_and_an_end() {
+        let mut slots = Slots::new();
+        let tokens: Vec<_> = (0..5).map(|number| slots.insert(Box::new(number)).unwrap()).collect();
+        slots.take(tokens[1]).unwrap();
+        let read =
+            |first| slots.stretch(first, 3).map(|some| some.map(|(_, number)| *number).collect::<Vec<_>>());
+        assert_eq!(read(0), Some(vec![0, 2]));
+        assert_eq!(read(3), Some(vec![3, 4]));
+        assert_eq!(read(5), None);
+        assert!(slots.stretch(0, 1).unwrap().all(|(token, _)| token == tokens[0]));
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub(in crate::proxy) async fn relay(
     limits: Arc<SessionLimits>,
     books: &mut Books,
 ) -> End {
+    books.show();
     let relay = books.relay(Instant::now(), limits);
     let mut driver = Driver { client, upstream, relay, resets: None };
     let mut timer = pin!(sleep_until(driver.relay.deadline()));

@@ -3,6 +3,7 @@
 mod ends;
 mod engine;
 mod first_bytes;
+mod live;
 mod races;
 mod shares;
 mod storm;
