@@ -4,7 +4,7 @@ use std::{fmt, io, path::PathBuf, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, client::conn::http1, header::HOST};
+use hyper::{Method, Request, StatusCode, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -120,16 +120,24 @@ impl Answer {
 /// # Errors
 /// See [`AskError`].
 pub async fn get(target: &Target, path: &str, limit: Duration) -> Result<Answer, AskError> {
+    ask(target, Method::GET, path, limit).await
+}
+
+/// Makes a request without a body, all within `limit`.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn ask(target: &Target, method: Method, path: &str, limit: Duration) -> Result<Answer, AskError> {
     let asked = async {
         let unreachable = |source| AskError::Unreachable { target: target.clone(), source };
         match target {
             Target::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(unreachable)?;
-                exchange(target, stream, address, path).await
+                exchange(target, stream, address, (method, path)).await
             }
             Target::Unix(file) => {
                 let stream = UnixStream::connect(file).await.map_err(unreachable)?;
-                exchange(target, stream, "localhost", path).await
+                exchange(target, stream, "localhost", (method, path)).await
             }
         }
     };
@@ -139,7 +147,12 @@ pub async fn get(target: &Target, path: &str, limit: Duration) -> Result<Answer,
     }
 }
 
-async fn exchange<S>(target: &Target, stream: S, host: &str, path: &str) -> Result<Answer, AskError>
+async fn exchange<S>(
+    target: &Target,
+    stream: S,
+    host: &str,
+    (method, path): (Method, &str),
+) -> Result<Answer, AskError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -147,7 +160,9 @@ where
         |error: &dyn fmt::Display| AskError::NotHttp { target: target.clone(), reason: error.to_string() };
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| not_http(&error))?;
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(HOST, host)
         .body(Empty::<Bytes>::new())
         .map_err(|error| not_http(&error))?;

@@ -1,6 +1,7 @@
 //! The command line: one file per verb. Data goes to standard output, talk to standard error; every verb says in its exit
 //! code how it went (README has the list).
 
+pub mod admin;
 pub mod bench;
 pub mod check;
 pub mod client;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A colour that repeats what a word already says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Paint {
+pub(in crate::cli) enum Paint {
     Plain,
     Good,
     Warning,
@@ -13,49 +13,49 @@ pub(super) enum Paint {
 
 /// One place in a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Cell {
+pub(in crate::cli) struct Cell {
     text: String,
     paint: Paint,
 }
 
 /// Which side of its column a cell keeps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Align {
+pub(in crate::cli) enum Align {
     Left,
     Right,
 }
 
 /// A heading and rows; notes may stand under a row.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(in crate::cli) struct Table {
     columns: Vec<(&'static str, Align)>,
     rows: Vec<(Vec<Cell>, Vec<String>)>,
 }
 
 impl Cell {
     /// Text from elsewhere: whatever could move a terminal's cursor is taken out.
-    pub(super) fn new(text: impl AsRef<str>) -> Self {
+    pub(in crate::cli) fn new(text: impl AsRef<str>) -> Self {
         Self { text: plain(text.as_ref()), paint: Paint::Plain }
     }
 
     /// With a colour, for terminals that show it.
-    pub(super) fn painted(text: impl AsRef<str>, paint: Paint) -> Self {
+    pub(in crate::cli) fn painted(text: impl AsRef<str>, paint: Paint) -> Self {
         Self { paint, ..Self::new(text) }
     }
 }
 
 impl Table {
-    pub(super) fn new(columns: impl IntoIterator<Item = (&'static str, Align)>) -> Self {
+    pub(in crate::cli) fn new(columns: impl IntoIterator<Item = (&'static str, Align)>) -> Self {
         Self { columns: columns.into_iter().collect(), rows: Vec::new() }
     }
 
-    pub(super) fn row(&mut self, cells: Vec<Cell>, notes: Vec<String>) {
+    pub(in crate::cli) fn row(&mut self, cells: Vec<Cell>, notes: Vec<String>) {
         self.rows.push((cells, notes));
     }
 
     /// Writes the table, each line behind `indent`. A column that is empty in every row is left out, and so
     /// is a table without rows.
-    pub(super) fn write(&self, out: &mut String, indent: &str, colours: bool) {
+    pub(in crate::cli) fn write(&self, out: &mut String, indent: &str, colours: bool) {
         if self.rows.is_empty() {
             return;
         }
@@ -105,7 +105,7 @@ impl Table {
 }
 
 /// The text in its colour.
-pub(super) fn paint(text: &str, paint: Paint, colours: bool) -> String {
+pub(in crate::cli) fn paint(text: &str, paint: Paint, colours: bool) -> String {
     let code = match paint {
         Paint::Plain => None,
         Paint::Good => Some(32),
@@ -119,12 +119,12 @@ pub(super) fn paint(text: &str, paint: Paint, colours: bool) -> String {
 }
 
 /// Without control characters.
-pub(super) fn plain(text: &str) -> String {
+pub(in crate::cli) fn plain(text: &str) -> String {
     text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
 }
 
 /// At most five characters: `9999`, `12.3k`, `456k`, `1.2M`.
-pub(super) fn count(count: u64) -> String {
+pub(in crate::cli) fn count(count: u64) -> String {
     if count < 10_000 {
         return count.to_string();
     }
@@ -132,7 +132,7 @@ pub(super) fn count(count: u64) -> String {
 }
 
 /// A rate: one decimal while that says something.
-pub(super) fn rate(rate: f64) -> String {
+pub(in crate::cli) fn rate(rate: f64) -> String {
     if rate < 1000.0 {
         return if rate < 100.0 { format!("{rate:.1}") } else { format!("{rate:.0}") };
     }
@@ -140,7 +140,7 @@ pub(super) fn rate(rate: f64) -> String {
 }
 
 /// Bytes in powers of 1024.
-pub(super) fn bytes(bytes: f64) -> String {
+pub(in crate::cli) fn bytes(bytes: f64) -> String {
     if bytes < 1024.0 {
         return format!("{bytes:.0} B");
     }
@@ -159,7 +159,7 @@ fn scaled(mut number: f64, step: f64, units: &[&str]) -> String {
 }
 
 /// `12s`, `3m12s`, `4h05m`, `3d04h`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(in crate::cli) fn duration(seconds: f64) -> String {
     let seconds = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
