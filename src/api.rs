@@ -1,4 +1,4 @@
-//! What the admin API says: the JSON of `GET /api/v1/status` and `GET /api/v1/events`, for the server that writes it and
+//! What the admin API says: the JSON of `/api/v1/status`, `/api/v1/events` and `/api/v1/sessions`, for the server that writes it and
 //! the CLI that reads it. Times are RFC 3339 in UTC, bytes and counts are totals since the start unless the name says
 //! otherwise, and a field that is not known is `null`. A reader ignores fields that it does not know.
 
@@ -305,6 +305,49 @@ pub struct Event {
     pub evidence: String,
     /// What and why, in one sentence.
     pub text: String,
+}
+
+/// Sessions one by one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LiveSessions {
+    /// The oldest that were asked for, oldest first. One that moves between a worker's halves meanwhile may be missing.
+    pub sessions: Vec<LiveSession>,
+    /// How many the filters admit, whatever the limit.
+    pub total: u64,
+    /// Workers that did not answer within a second: what they carry is missing.
+    pub silent_workers: Vec<usize>,
+}
+
+/// A session that lives, or did when it was ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LiveSession {
+    /// What ends it: worker, slot and generation, such as `0-17-3`; `s0-17-3` in the worker's tokio half. Another one
+    /// once the session has moved from one half to the other.
+    pub handle: String,
+    /// Its number, as in the session log.
+    pub session: u64,
+    /// The client's address.
+    pub client: String,
+    /// The listener that accepted it.
+    pub listener: String,
+    /// The pool it was routed to.
+    pub pool: Option<String>,
+    /// The endpoint that carries it, or that is tried.
+    pub endpoint: Option<String>,
+    /// That endpoint's cloud.
+    pub cloud: Option<String>,
+    /// The generation it was routed under.
+    pub generation: u64,
+    /// `connect` or `relay`.
+    pub stage: String,
+    /// Seconds since it was accepted.
+    pub age_seconds: f64,
+    /// Bytes relayed to the endpoint.
+    pub to_upstream: u64,
+    /// Bytes relayed to the client.
+    pub to_client: u64,
+    /// Attempts to connect.
+    pub attempts: u8,
 }
 
 /// What any answer but 200 says.

@@ -51,6 +51,9 @@ pub(super) enum Failure {
     Runtime(io::Error),
     #[error("{0}")]
     Target(#[from] TargetError),
+    /// Why some of what was asked for was not done.
+    #[error("{}", .0.join("\nerror: "))]
+    Partly(Vec<String>),
 }
 
 impl AdminArgs {

@@ -12,6 +12,7 @@ pub mod file;
 pub mod health;
 pub mod run;
 pub mod schema;
+pub mod sessions;
 pub mod status;
 mod target;
 
@@ -44,6 +45,8 @@ enum Verb {
     Bench(bench::BenchArgs),
     /// Show clouds, pools, endpoints and sessions of a running proxy
     Status(status::StatusArgs),
+    /// Show single sessions of a running proxy, or end them
+    Sessions(sessions::SessionsArgs),
     /// Ask a running proxy whether it is alive, or ready; exit 0 or 1
     Health(health::HealthArgs),
     /// Print the JSON Schema of the config file
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Sessions(args) => sessions::run(&args),
         Verb::Health(args) => health::run(&args),
         Verb::Schema(schema) => schema.run(),
         Verb::Config(ConfigVerb::Show(show)) => show.run(),

@@ -21,5 +21,6 @@ mod operator;
 mod peers;
 mod relay;
 mod reload;
+mod sessions;
 mod sockets;
 mod spares;

@@ -1,5 +1,5 @@
 //! The admin API and the telemetry listener: two small HTTP servers that show what the control plane knows. They read
-//! [`View`] and change nothing. Telemetry may face the network and says only health and counters; admin stays on
+//! [`View`] and change nothing, but that the admin API ends single sessions. Telemetry may face the network and says only health and counters; admin stays on
 //! loopback or a unix socket and says everything.
 
 mod bind;
@@ -8,6 +8,7 @@ mod rates;
 mod readiness;
 mod routes;
 mod server;
+mod sessions;
 mod status;
 #[cfg(test)]
 pub(super) mod tests;

@@ -1,4 +1,5 @@
-//! Paths and who may ask for them. Nothing here changes anything: every path is GET, and any other method is told so.
+//! Paths and who may ask for them. Only the end of a session changes anything: every other path is GET, and any other
+//! method is told so.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -16,12 +17,12 @@ use axum::{
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{delete, get},
 };
 use serde::Deserialize;
 use tracing::error;
 
-use super::{Kind, metrics, rates::Sampler, readiness, status};
+use super::{Kind, metrics, rates::Sampler, readiness, sessions, status};
 use crate::{
     api::{Event, Problem, Status},
     config,
@@ -37,13 +38,13 @@ const EVENTS: usize = 100;
 const TEXT: &str = "text/plain; charset=utf-8";
 
 #[derive(Clone)]
-struct Site {
-    view: Arc<View>,
+pub(super) struct Site {
+    pub(super) view: Arc<View>,
     sampler: Arc<Sampler>,
 }
 
 /// A request that is not answered as wished.
-struct Refusal(StatusCode, String);
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) String);
 
 /// The paths of one server. `bound` is its TCP address; a unix socket has none.
 pub(super) fn router(
@@ -62,6 +63,8 @@ pub(super) fn router(
         Kind::Admin => telemetry
             .route("/api/v1/status", get(show_status))
             .route("/api/v1/events", get(show_events))
+            .route("/api/v1/sessions", get(sessions::list))
+            .route("/api/v1/sessions/{handle}", delete(sessions::end))
             .route("/config", get(show_config))
             .route("/config/effective", get(show_config)),
     };
@@ -73,8 +76,9 @@ pub(super) fn router(
     all.fallback(async |uri: Uri| {
         Refusal(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
     })
-    .method_not_allowed_fallback(async || {
-        Refusal(StatusCode::METHOD_NOT_ALLOWED, "this path takes GET only".into())
+    .method_not_allowed_fallback(async |uri: Uri| {
+        let only = if uri.path().starts_with("/api/v1/sessions/") { "DELETE" } else { "GET" };
+        Refusal(StatusCode::METHOD_NOT_ALLOWED, format!("this path takes {only} only"))
     })
     .layer(middleware::from_fn(move |request: Request, next: Next| guard(hosts, request, next)))
     .with_state(Site { view, sampler })
@@ -109,6 +113,7 @@ fn admissible(request: &Request, bound: Option<SocketAddr>) -> Result<(), Refusa
     if length.is_some_and(|length| length > BODY) {
         return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY} bytes")));
     }
+    sessions::refuse_foreign_pages(request.method(), headers)?;
     let Some(bound) = bound else { return Ok(()) };
     if let Some(authority) = request.uri().authority() {
         foreign(authority.host(), bound)?;
