@@ -102,8 +102,7 @@ pub(super) async fn ask(target: &Target, method: Method, path: &str) -> Result<A
     if answer.status.is_success() {
         return Ok(answer);
     }
-    let (status, complaint) = (answer.status.as_u16(), answer.complaint());
-    Err(Failure::Refused { target: target.clone(), status, complaint })
+    Err(Failure::refused(target, &answer))
 }
 
 /// Reads what an answer says.
@@ -113,6 +112,12 @@ pub(super) fn read<T: DeserializeOwned>(target: &Target, answer: &Answer) -> Res
 }
 
 impl Failure {
+    /// An answer that is not the one wished for.
+    pub(super) fn refused(target: &Target, answer: &Answer) -> Self {
+        let (status, complaint) = (answer.status.as_u16(), answer.complaint());
+        Self::Refused { target: target.clone(), status, complaint }
+    }
+
     /// What is wrong, and what may help.
     pub(super) fn report(&self) -> String {
         match self {
@@ -129,7 +134,10 @@ impl Failure {
         match self {
             Self::Ask(error) if error.is_unreachable() => ExitCode::from(UNREACHABLE),
             Self::Target(TargetError::Config(_)) => ExitCode::from(BAD_CONFIG),
-            Self::Target(TargetError::Address { .. }) => ExitCode::from(USAGE),
+            // The question was wrong.
+            Self::Target(TargetError::Address { .. }) | Self::Refused { status: 400, .. } => {
+                ExitCode::from(USAGE)
+            }
             _ => ExitCode::FAILURE,
         }
     }

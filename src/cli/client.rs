@@ -4,13 +4,19 @@ use std::{fmt, io, path::PathBuf, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, StatusCode, client::conn::http1, header::HOST};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    client::conn::http1,
+    header::{HOST, HeaderName},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     time::timeout,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// The largest answer that is read, in bytes: ten thousand endpoints and more.
 const ANSWER: usize = 16 * 1024 * 1024;
@@ -115,6 +121,84 @@ impl Answer {
     }
 }
 
+/// An answer that goes on. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct Stream {
+    target: Target,
+    body: Incoming,
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl Stream {
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// It breaks off, or stays silent for longer than `limit`.
+    pub async fn next(&mut self, limit: Duration) -> Result<Option<Bytes>, AskError> {
+        loop {
+            let silent = |_| AskError::Silent { target: self.target.clone(), limit };
+            let frame = timeout(limit, self.body.frame()).await.map_err(silent)?;
+            match frame.transpose().map_err(|error| not_http(&self.target, &error))? {
+                None => return Ok(None),
+                Some(frame) => {
+                    if let Ok(bytes) = frame.into_data() {
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Gets `path` with these header fields, and keeps the answer open. An answer other than 200 is read, all within `limit`.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn follow(
+    target: &Target,
+    path: &str,
+    fields: &[(HeaderName, String)],
+    limit: Duration,
+) -> Result<Result<Stream, Answer>, AskError> {
+    let asked = async {
+        let unreachable = |source| AskError::Unreachable { target: target.clone(), source };
+        match target {
+            Target::Tcp(address) => {
+                let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+                begin(target, stream, request(target, address, (Method::GET, path), fields)?).await
+            }
+            Target::Unix(file) => {
+                let stream = UnixStream::connect(file).await.map_err(unreachable)?;
+                begin(target, stream, request(target, "localhost", (Method::GET, path), fields)?).await
+            }
+        }
+    };
+    match timeout(limit, asked).await {
+        Ok(result) => result,
+        Err(_) => Err(AskError::Silent { target: target.clone(), limit }),
+    }
+}
+
+async fn begin<S>(
+    target: &Target,
+    stream: S,
+    request: Request<Empty<Bytes>>,
+) -> Result<Result<Stream, Answer>, AskError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let not_http = |error: hyper::Error| not_http(target, &error);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(not_http)?;
+    // Its own result says nothing that the body does not say.
+    let driven = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
+    let response = sender.send_request(request).await.map_err(not_http)?;
+    let status = response.status();
+    if status == StatusCode::OK {
+        return Ok(Ok(Stream { target: target.clone(), body: response.into_body(), _connection: driven }));
+    }
+    Ok(Err(Answer { status, body: whole(target, response).await? }))
+}
+
 /// Gets `path`, all within `limit`.
 ///
 /// # Errors
@@ -156,22 +240,12 @@ async fn exchange<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let not_http =
-        |error: &dyn fmt::Display| AskError::NotHttp { target: target.clone(), reason: error.to_string() };
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| not_http(&error))?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(HOST, host)
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| not_http(&error))?;
+    let not_http = |error: hyper::Error| not_http(target, &error);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(not_http)?;
+    let request = request(target, host, (method, path), &[])?;
     let conversation = async {
-        let response = sender.send_request(request).await.map_err(|error| not_http(&error))?;
-        let status = response.status();
-        let body =
-            Limited::new(response.into_body(), ANSWER).collect().await.map_err(|error| not_http(&error))?;
-        Ok(Answer { status, body: body.to_bytes() })
+        let response = sender.send_request(request).await.map_err(not_http)?;
+        Ok(Answer { status: response.status(), body: whole(target, response).await? })
     };
     // The connection has to be driven beside the conversation. Its own result says nothing that the conversation, which
     // then ends too, does not say.
@@ -184,6 +258,29 @@ where
         answer = conversation => answer,
         never = driven => match never {},
     }
+}
+
+fn request(
+    target: &Target,
+    host: &str,
+    (method, path): (Method, &str),
+    fields: &[(HeaderName, String)],
+) -> Result<Request<Empty<Bytes>>, AskError> {
+    let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+    for (name, value) in fields {
+        request = request.header(name, value);
+    }
+    request.body(Empty::new()).map_err(|error| not_http(target, &error))
+}
+
+/// The body of an answer.
+async fn whole(target: &Target, response: Response<Incoming>) -> Result<Bytes, AskError> {
+    let body = Limited::new(response.into_body(), ANSWER).collect().await;
+    Ok(body.map_err(|error| not_http(target, &error))?.to_bytes())
+}
+
+fn not_http(target: &Target, error: &dyn fmt::Display) -> AskError {
+    AskError::NotHttp { target: target.clone(), reason: error.to_string() }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod client;
 pub mod completions;
 pub mod config_show;
 pub mod demo;
+pub mod events;
 pub mod file;
 pub mod health;
 pub mod run;
@@ -47,6 +48,8 @@ enum Verb {
     Status(status::StatusArgs),
     /// Show single sessions of a running proxy, or end them
     Sessions(sessions::SessionsArgs),
+    /// Show what happened to a running proxy, when and why, and follow it
+    Events(events::EventsArgs),
     /// Ask a running proxy whether it is alive, or ready; exit 0 or 1
     Health(health::HealthArgs),
     /// Print the JSON Schema of the config file
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Sessions(args) => sessions::run(&args),
+        Verb::Events(args) => events::run(&args),
         Verb::Health(args) => health::run(&args),
         Verb::Schema(schema) => schema.run(),
         Verb::Config(ConfigVerb::Show(show)) => show.run(),

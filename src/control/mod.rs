@@ -25,7 +25,7 @@ mod view;
 
 pub use brain::{Brain, Notice};
 pub use inputs::{Name, OpenListener};
-pub use journal::{Event, Happening, Journal, Kind, Level, NoSuchWord};
+pub use journal::{Event, Happening, Journal, Kind, Level, NoSuchWord, Selection};
 pub use reload::ReloadError;
 pub use run::{Bindings, Control, Orders, StartError, Stop, bind_all};
 pub use view::{EndpointView, Failover, ListenerView, Overview, PoolView, ReloadOutcome, View};

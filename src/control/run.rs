@@ -18,7 +18,7 @@ use super::{
     reload::{Bound, Loader, ReloadError, bind, try_out},
 };
 use crate::{
-    config::{AdminBind, Config},
+    config::{self, AdminBind, Config},
     net,
     state::{Phase, ReportReceiver, Shared},
 };
@@ -262,7 +262,7 @@ async fn obey(loader: &mut Loader, path: Option<PathBuf>, orders: &Orders, view:
     let before = shared.sessions.phase().as_str();
     shared.sessions.advance(Phase::Stopping);
     let event = Happening::new(Kind::Stop).change(before, Phase::Stopping.as_str());
-    view.journal.record(shared.snapshot().generation, event.because(format!("{left} sessions reset")));
+    view.journal.record(shared.snapshot().generation, event.because(format!("{} reset", sessions(left))));
     left
 }
 
@@ -270,10 +270,16 @@ async fn obey(loader: &mut Loader, path: Option<PathBuf>, orders: &Orders, view:
 fn tell_ready(view: &View, listeners: usize) {
     let overview = view.overview.load();
     let endpoints: usize = overview.pools.iter().map(|pool| pool.endpoints.len()).sum();
-    let pools = overview.pools.len();
-    let evidence = format!("{listeners} listeners, {pools} pools, {endpoints} endpoints");
+    let [listeners, pools, endpoints] =
+        [(listeners, "listener"), (overview.pools.len(), "pool"), (endpoints, "endpoint")]
+            .map(|(count, what)| config::counted(count, what));
+    let evidence = format!("{listeners}, {pools}, {endpoints}");
     let event = Happening::new(Kind::Start).change(Phase::Starting.as_str(), Phase::Ready.as_str());
     view.journal.record(overview.generation, event.because(evidence));
+}
+
+fn sessions(count: u64) -> String {
+    config::counted(usize::try_from(count).unwrap_or(usize::MAX), "session")
 }
 
 /// Waits until the sessions have ended, or the patience, which may change meanwhile.
@@ -284,10 +290,9 @@ async fn drain(mut stop: watch::Receiver<Stop>, view: &View) {
         let Stop::Drain(patience) = *stop.borrow_and_update() else { return };
         let limit =
             patience.map_or_else(|| "none".to_owned(), |time| humantime::format_duration(time).to_string());
-        let sessions = shared.sessions.active();
         let event = Happening::new(Kind::Drain)
             .change(before.as_str(), Phase::Draining.as_str())
-            .because(format!("{sessions} sessions may finish, patience {limit}"));
+            .because(format!("{} may finish, patience {limit}", sessions(shared.sessions.active())));
         view.journal.record(shared.snapshot().generation, event);
         before = Phase::Draining;
         tokio::select! {
@@ -321,7 +326,7 @@ impl Stop {
 
 impl OpenListener {
     /// A listener with the cell that its sockets were bound for.
-    pub(super) fn of(config: &crate::config::Listener, bound: &Bound) -> Self {
+    pub(super) fn of(config: &config::Listener, bound: &Bound) -> Self {
         Self { config: config.clone(), cell: Arc::clone(&bound.0) }
     }
 }

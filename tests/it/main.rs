@@ -9,6 +9,7 @@ mod accept;
 mod bench;
 mod border;
 mod budget;
+mod events;
 mod examples;
 mod failover;
 mod generations;

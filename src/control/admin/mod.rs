@@ -3,6 +3,8 @@
 //! loopback or a unix socket and says everything.
 
 mod bind;
+mod events;
+mod lease;
 mod metrics;
 mod rates;
 mod readiness;

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query, Request, State, rejection::QueryRejection},
+    extract::{Request, State},
     http::{
         HeaderMap, HeaderValue, StatusCode, Uri, Version,
         header::{
@@ -19,12 +19,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, get},
 };
-use serde::Deserialize;
+use tokio::sync::Semaphore;
 use tracing::error;
 
-use super::{Kind, metrics, rates::Sampler, readiness, sessions, status};
+use super::{Kind, events, metrics, rates::Sampler, readiness, sessions, status};
 use crate::{
-    api::{Event, Problem, Status},
+    api::{Problem, Status},
     config,
     control::View,
 };
@@ -32,15 +32,15 @@ use crate::{
 /// The largest body of a request that is read, in bytes.
 const BODY: u64 = 64 * 1024;
 
-/// Events that `/api/v1/events` gives unless asked for another number.
-const EVENTS: usize = 100;
-
 const TEXT: &str = "text/plain; charset=utf-8";
 
+/// What answers are made from.
 #[derive(Clone)]
 pub(super) struct Site {
     pub(super) view: Arc<View>,
-    sampler: Arc<Sampler>,
+    pub(super) sampler: Arc<Sampler>,
+    /// Room for those who follow events.
+    pub(super) seats: Arc<Semaphore>,
 }
 
 /// A request that is not answered as wished.
@@ -62,7 +62,7 @@ pub(super) fn router(
         Kind::Telemetry => telemetry,
         Kind::Admin => telemetry
             .route("/api/v1/status", get(show_status))
-            .route("/api/v1/events", get(show_events))
+            .route("/api/v1/events", get(events::show))
             .route("/api/v1/sessions", get(sessions::list))
             .route("/api/v1/sessions/{handle}", delete(sessions::end))
             .route("/config", get(show_config))
@@ -81,7 +81,7 @@ pub(super) fn router(
         Refusal(StatusCode::METHOD_NOT_ALLOWED, format!("this path takes {only} only"))
     })
     .layer(middleware::from_fn(move |request: Request, next: Next| guard(hosts, request, next)))
-    .with_state(Site { view, sampler })
+    .with_state(Site { view, sampler, seats: events::seats() })
 }
 
 /// What every request must pass, and what every answer carries.
@@ -166,21 +166,6 @@ async fn scrape(State(site): State<Site>) -> Result<Response, Refusal> {
 
 async fn show_status(State(site): State<Site>) -> Result<Json<Status>, Refusal> {
     aside(move || status::status(&site.view, &site.sampler)).await.map(Json)
-}
-
-#[derive(Deserialize)]
-struct Last {
-    last: Option<usize>,
-}
-
-async fn show_events(
-    State(site): State<Site>,
-    query: Result<Query<Last>, QueryRejection>,
-) -> Result<Json<Vec<Event>>, Refusal> {
-    let query =
-        query.map_err(|_| Refusal(StatusCode::BAD_REQUEST, "`last` must be a number of events".into()))?;
-    let last = site.view.journal.last(query.last.unwrap_or(EVENTS));
-    Ok(Json(last.iter().map(|event| status::event(event)).collect()))
 }
 
 async fn show_config(State(site): State<Site>) -> Response {

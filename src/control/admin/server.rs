@@ -12,7 +12,12 @@ use std::{
 };
 
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -21,12 +26,12 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::AdminListener;
+use super::{AdminListener, lease::Lease};
 
 /// Pause after a failed `accept`, when descriptors have run out: long enough not to spin, short enough for a probe.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -38,7 +43,8 @@ pub(super) struct Limits {
     pub(super) connections: usize,
     /// Time for the head of a request, also the time that a connection may idle between two.
     pub(super) head: Duration,
-    /// The longest life of a connection: ends readers that stop reading.
+    /// The longest life of a connection: ends readers that stop reading. A stream of events lives on for as long as it
+    /// moves within this time.
     pub(super) life: Duration,
     /// Time for answers under way, at the end of a connection's life and at shutdown.
     pub(super) finish: Duration,
@@ -94,7 +100,7 @@ async fn accept_loop<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut connections = JoinSet::new();
-    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
+    let mut oldest_first: VecDeque<(AbortHandle, Lease)> = VecDeque::new();
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
@@ -106,8 +112,9 @@ async fn accept_loop<S>(
             Ok(stream) => {
                 failing = false;
                 make_room(&mut oldest_first, limits.connections);
-                let connection = connection(stream, router.clone(), limits, shutdown.clone());
-                oldest_first.push_back(connections.spawn(connection));
+                let lease = Lease::new(shutdown.clone());
+                let connection = connection(stream, router.clone(), limits, lease.clone());
+                oldest_first.push_back((connections.spawn(connection), lease));
             }
             // That client is gone; the next one has nothing to do with it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -123,36 +130,50 @@ async fn accept_loop<S>(
     drop(timeout(limits.finish, async { while connections.join_next().await.is_some() {} }).await);
 }
 
-/// Forgets the connections that have ended, and ends the oldest if there is no place for one more.
-fn make_room(oldest_first: &mut VecDeque<AbortHandle>, places: usize) {
+/// Forgets the connections that have ended, and those that have become streams, as their places are counted elsewhere.
+/// Ends the oldest if there is no place for one more.
+fn make_room(oldest_first: &mut VecDeque<(AbortHandle, Lease)>, places: usize) {
     if oldest_first.len() < places {
         return;
     }
-    oldest_first.retain(|connection| !connection.is_finished());
+    oldest_first.retain(|(connection, lease)| !connection.is_finished() && !lease.is_stream());
     if oldest_first.len() >= places
-        && let Some(oldest) = oldest_first.pop_front()
+        && let Some((oldest, _)) = oldest_first.pop_front()
     {
         debug!("every place is taken: the oldest connection is closed");
         oldest.abort();
     }
 }
 
-async fn connection<S>(stream: S, router: Router, limits: Limits, shutdown: CancellationToken)
+async fn connection<S>(stream: S, router: Router, limits: Limits, lease: Lease)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (router, of_requests) = (TowerToHyperService::new(router), lease.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(of_requests.clone());
+        router.call(request)
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_headers(HEAD_FIELDS)
         .max_header_size(HEAD_BYTES)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut served = pin!(served);
-    let result = tokio::select! {
-        result = served.as_mut() => Some(result),
-        () = shutdown.cancelled() => None,
-        () = sleep(limits.life) => None,
+    let mut end = Instant::now() + limits.life;
+    let result = loop {
+        tokio::select! {
+            result = served.as_mut() => break Some(result),
+            () = lease.over() => break None,
+            () = sleep_until(end) => {
+                if !lease.has_moved() {
+                    break None;
+                }
+                end += limits.life;
+            }
+        }
     };
     let result = match result {
         Some(result) => result,

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Long enough for any machine; nothing waits for it when all is well.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn endpoint(pool: &str, cloud: &str, address: &str) -> EndpointView {
     EndpointView {
@@ -128,15 +128,15 @@ fn view_over(sockets: Sockets) -> Arc<View> {
     Arc::new(view)
 }
 
-struct Served {
-    address: SocketAddr,
-    view: Arc<View>,
-    shutdown: CancellationToken,
+pub(super) struct Served {
+    pub(super) address: SocketAddr,
+    pub(super) view: Arc<View>,
+    pub(super) shutdown: CancellationToken,
     task: JoinHandle<std::io::Result<()>>,
 }
 
 impl Served {
-    fn start(kind: Kind, limits: Limits) -> Self {
+    pub(super) fn start(kind: Kind, limits: Limits) -> Self {
         Self::start_over(view(), kind, limits)
     }
 
@@ -147,7 +147,7 @@ impl Served {
         Self { address, view, shutdown, task: tokio::spawn(served) }
     }
 
-    fn admin() -> Self {
+    pub(super) fn admin() -> Self {
         Self::start(Kind::Admin, Limits::default())
     }
 
@@ -156,13 +156,13 @@ impl Served {
     }
 
     /// Sends these bytes on a connection of their own and reads until the server closes it.
-    async fn send(&self, request: &[u8]) -> Answer {
+    pub(super) async fn send(&self, request: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request).await.unwrap();
         Answer::read(stream).await
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
             .await
     }
@@ -172,21 +172,21 @@ impl Served {
         self.send(request.as_bytes()).await
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.shutdown.cancel();
         timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
     }
 }
 
 #[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: String,
 }
 
 impl Answer {
-    async fn read(mut stream: impl tokio::io::AsyncRead + Unpin) -> Self {
+    pub(super) async fn read(mut stream: impl tokio::io::AsyncRead + Unpin) -> Self {
         let mut bytes = Vec::new();
         // A server that refuses a head closes with bytes unread, and the reset may overtake the end.
         drop(timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the server closes"));
@@ -196,7 +196,7 @@ impl Answer {
         Self { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
 
-    fn problem(&self) -> String {
+    pub(super) fn problem(&self) -> String {
         serde_json::from_str::<Problem>(&self.body).unwrap().error
     }
 }

@@ -283,6 +283,32 @@ mod tests {
         assert!("loud".parse::<Level>().is_err());
     }
 
+    /// `REGENERATE=1 cargo test events_document` writes the table of kinds anew.
+    #[test]
+    fn the_events_document_has_every_kind() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/events.md");
+        let mut table = String::from("| kind | level | happens when |\n| --- | --- | --- |\n");
+        for kind in Kind::ALL {
+            let level = Happening::new(*kind).level().as_str();
+            let down = Happening::new(*kind).change("up", "down").level().as_str();
+            let levels = if level == down {
+                format!("`{level}`")
+            } else {
+                format!("`{down}` for `down`, else `{level}`")
+            };
+            table += &format!("| `{}` | {levels} | {} |\n", kind.as_str(), kind.about());
+        }
+        let found = std::fs::read_to_string(&path).unwrap();
+        let (head, rest) = found.split_once("<!-- kinds -->\n").unwrap();
+        let (old, tail) = rest.split_once("<!-- end of kinds -->").unwrap();
+        if std::env::var_os("REGENERATE").is_some() {
+            let text = format!("{head}<!-- kinds -->\n{table}<!-- end of kinds -->{tail}");
+            std::fs::write(&path, text).unwrap();
+        } else {
+            assert!(old == table, "docs/events.md is old: REGENERATE=1 cargo test events_document");
+        }
+    }
+
     #[test]
     fn the_parts_come_to_a_sentence_unless_one_is_given() {
         let down = Happening::new(Kind::Verdict).endpoint(&identity()).change("up", "down");

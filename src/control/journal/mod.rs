@@ -2,8 +2,10 @@
 //! event is written to the log too, once, here.
 
 mod happening;
+mod selection;
 
 pub use happening::{Happening, Kind, Level, NoSuchWord};
+pub use selection::Selection;
 
 use std::{
     collections::VecDeque,
@@ -17,6 +19,10 @@ use crate::ids::Generation;
 
 /// Events kept: the last hours of a bad day, in a few megabytes.
 const CAPACITY: usize = 4096;
+
+/// Characters that are kept of a sentence or of evidence: a config may be refused for thousands of reasons. The log has
+/// them all.
+const LENGTH: usize = 4096;
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub struct Journal {
     ring: Mutex<Ring>,
     /// The number of the last event: who follows waits here.
     last: watch::Sender<u64>,
+    /// When it began, in milliseconds since 1970: tells its numbers from those of the process before.
+    run: u64,
 }
 
 #[derive(Debug)]
@@ -49,17 +57,31 @@ struct Ring {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { ring: Mutex::new(Ring { events: VecDeque::new(), next: 1 }), last: watch::Sender::default() }
+        let begun = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Self {
+            ring: Mutex::new(Ring { events: VecDeque::new(), next: 1 }),
+            last: watch::Sender::default(),
+            run: u64::try_from(begun.as_millis()).unwrap_or_default(),
+        }
     }
 }
 
 impl Journal {
     /// Adds an event, and writes it to the log. The oldest goes when the ring is full.
     pub fn record(&self, generation: Generation, happening: Happening) {
-        let text = happening.text();
-        let event = self.ring.lock().unwrap_or_else(PoisonError::into_inner).add(generation, happening, text);
-        log(&event);
+        let (text, evidence) = (happening.text(), happening.evidence.clone());
+        let event = {
+            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.add(generation, happening.because(kept(&evidence)), kept(&text))
+        };
+        log(&event, &text, &evidence);
         self.last.send_modify(|last| *last = event.id.max(*last));
+    }
+
+    /// Which run of the process it is of: a number that no other run has.
+    #[must_use]
+    pub const fn run(&self) -> u64 {
+        self.run
     }
 
     /// The last `count` events, oldest first.
@@ -98,32 +120,39 @@ impl Ring {
     }
 }
 
-/// The line of an event. Parts that it does not have are left out.
-fn log(event: &Event) {
+/// What is kept of a text.
+fn kept(text: &str) -> String {
+    match text.char_indices().nth(LENGTH) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(LENGTH).chain(" …".chars()).collect(),
+    }
+}
+
+/// The line of an event, with all of its text and evidence. Parts that it does not have are left out.
+fn log(event: &Event, text: &str, evidence: &str) {
+    let happening = &event.happening;
     macro_rules! line {
-        ($level:expr, $happening:ident) => {
+        ($level:expr) => {
             tracing::event!(
                 $level,
-                kind = $happening.kind.as_str(),
-                pool = $happening.pool.as_ref().map(tracing::field::display),
-                endpoint = $happening.endpoint.as_ref().map(tracing::field::display),
-                cloud = $happening.cloud.as_ref().map(tracing::field::display),
-                before = filled(&$happening.before),
-                after = filled(&$happening.after),
-                evidence = filled(&$happening.evidence).filter(|evidence| !event.text.contains(evidence)),
+                kind = happening.kind.as_str(),
+                pool = happening.pool.as_ref().map(tracing::field::display),
+                endpoint = happening.endpoint.as_ref().map(tracing::field::display),
+                cloud = happening.cloud.as_ref().map(tracing::field::display),
+                before = filled(&happening.before),
+                after = filled(&happening.after),
+                evidence = filled(evidence).filter(|evidence| !text.contains(evidence)),
                 generation = event.generation.0,
                 event = event.id,
-                "{}",
-                event.text
+                "{text}"
             )
         };
     }
-    let happening = &event.happening;
     match happening.level() {
-        Level::Debug => line!(tracing::Level::DEBUG, happening),
-        Level::Info => line!(tracing::Level::INFO, happening),
-        Level::Warn => line!(tracing::Level::WARN, happening),
-        Level::Error => line!(tracing::Level::ERROR, happening),
+        Level::Debug => line!(tracing::Level::DEBUG),
+        Level::Info => line!(tracing::Level::INFO),
+        Level::Warn => line!(tracing::Level::WARN),
+        Level::Error => line!(tracing::Level::ERROR),
     }
 }
 
@@ -180,6 +209,16 @@ mod tests {
         }
         let (lost, events) = journal.since(1);
         assert_eq!((lost, events.len(), events[0].id), (2, CAPACITY, 4));
+    }
+
+    #[test]
+    fn a_text_without_end_is_kept_in_part() {
+        let journal = Journal::default();
+        journal.record(Generation(1), Happening::new(Kind::ReloadRefused).because("ü".repeat(3 * LENGTH)));
+        let event = &journal.last(1)[0];
+        assert_eq!(event.text.chars().count(), LENGTH + 2);
+        assert!(event.text.starts_with("config not reloaded: ü") && event.text.ends_with("ü …"));
+        assert_eq!(event.happening.evidence.chars().count(), LENGTH + 2);
     }
 
     #[tokio::test]
