@@ -386,4 +386,30 @@ pub(super) mod tests {
         assert_eq!(&answer.body[..], b"ok");
         served.await.unwrap();
     }
+
+    #[tokio::test]
+    async fn a_stream_over_a_unix_socket_goes_on_until_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nfirst").await.unwrap();
+            // Not before the first piece was read.
+            stream.read_u8().await.unwrap_err();
+            String::from_utf8(asked).unwrap()
+        });
+        let fields = [(HeaderName::from_static("last-event-id"), "7-1".to_owned())];
+        let target = Target::Unix(path);
+        let mut stream = follow(&target, "/events", &fields, PATIENCE).await.unwrap().unwrap();
+        assert_eq!(stream.next(PATIENCE).await.unwrap().unwrap(), "first");
+        let silent = stream.next(Duration::from_millis(20)).await.unwrap_err();
+        assert!(silent.is_unreachable(), "{silent}");
+        drop(stream);
+        assert!(served.await.unwrap().contains("last-event-id: 7-1\r\n"), "the connection is closed");
+    }
 }

@@ -8,8 +8,6 @@ const LENGTH: usize = 1024 * 1024;
 /// One event of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// Where to go on after it.
-    pub(super) id: Option<String>,
     /// What it is.
     pub(super) kind: String,
     /// What it says.
@@ -21,6 +19,8 @@ pub(super) struct Frame {
 pub(super) struct Frames {
     line: Vec<u8>,
     frame: Frame,
+    id: Option<String>,
+    last: Option<String>,
     whole: VecDeque<Frame>,
 }
 
@@ -45,8 +45,14 @@ impl Frames {
         self.whole.pop_front()
     }
 
+    /// Where to go on after everything that has come whole.
+    pub(super) fn last_id(&self) -> Option<&str> {
+        self.last.as_deref()
+    }
+
     fn take(&mut self, line: &str) {
         if line.is_empty() {
+            self.last = self.id.take().or_else(|| self.last.take());
             let frame = std::mem::take(&mut self.frame);
             if !frame.data.is_empty() {
                 self.whole.push_back(frame);
@@ -56,7 +62,7 @@ impl Frames {
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match name {
-            "id" => self.frame.id = Some(value.to_owned()),
+            "id" => self.id = Some(value.to_owned()),
             "event" => value.clone_into(&mut self.frame.kind),
             "data" => {
                 if !self.frame.data.is_empty() {
@@ -85,18 +91,11 @@ mod tests {
                 frames.push(piece).unwrap();
                 taken.extend(std::iter::from_fn(|| frames.next()));
             }
+            assert_eq!(frames.last_id(), Some("7-2"), "{size}");
             taken
         };
-        let frame = |id: Option<&str>, kind: &str, data: &str| Frame {
-            id: id.map(str::to_owned),
-            kind: kind.to_owned(),
-            data: data.to_owned(),
-        };
-        let wanted = [
-            frame(Some("7-1"), "verdict", "{\"text\":\"ü\"}"),
-            frame(None, "lost", "{}"),
-            frame(Some("7-2"), "", "a\nb"),
-        ];
+        let frame = |kind: &str, data: &str| Frame { kind: kind.to_owned(), data: data.to_owned() };
+        let wanted = [frame("verdict", "{\"text\":\"ü\"}"), frame("lost", "{}"), frame("", "a\nb")];
         for size in [1, 2, 3, 7, 1000] {
             assert_eq!(all(size), wanted, "{size}");
         }

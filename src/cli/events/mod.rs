@@ -101,7 +101,7 @@ async fn list(target: &Target, args: &EventsArgs, page: &mut Page<'_>) -> Result
 /// Where a follower is.
 #[derive(Debug, Default)]
 struct Place {
-    /// The last event that was shown.
+    /// The last event that was shown, or passed over.
     last: Option<String>,
     /// The proxy has answered once.
     known: bool,
@@ -157,14 +157,14 @@ async fn stream(
     while let Some(bytes) = stream.next(SILENCE).await? {
         (place.said, place.attempts) = (false, 0);
         frames.push(&bytes).map_err(|reason| AskError::NotHttp { target: target.clone(), reason })?;
-        while let Some(Frame { id, kind, data }) = frames.next() {
+        while let Some(Frame { kind, data }) = frames.next() {
             let told = serde_json::from_str(&data).map_err(Trouble::Foreign);
             let shown =
                 told.and_then(|value| if kind == "lost" { page.lost(&value) } else { page.event(value) });
             shown.map_err(|error| error.failure(target))?;
-            place.last = id.or_else(|| place.last.take());
         }
         page.out.flush().map_err(Failure::Output)?;
+        place.last = frames.last_id().map(str::to_owned).or_else(|| place.last.take());
     }
     Ok(())
 }

@@ -234,10 +234,11 @@ impl Feed {
     async fn next(mut self) -> Option<(Self, Bytes)> {
         self.lease.moved();
         loop {
+            let place = self.place();
             let mut text = self.read();
             if self.beat.is_none() {
-                // How long a browser waits before it comes back.
-                text.insert_str(0, "retry: 1000\n\n");
+                // How long a browser waits before it comes back, and where it goes on if nothing comes until then.
+                text.insert_str(0, &format!("retry: 1000\n{place}\n"));
             }
             if text.is_empty() {
                 if self.over {
@@ -255,12 +256,17 @@ impl Feed {
                         self.over = true;
                         continue;
                     }
-                    () = sleep_until(beat) => text.push_str(": still here\n\n"),
+                    () = sleep_until(beat) => text = format!(": still here\n{}\n", self.place()),
                 }
             }
             self.beat = Some(Instant::now() + HEARTBEAT);
             return Some((self, text.into()));
         }
+    }
+
+    /// Where a client is that has been told everything so far.
+    fn place(&self) -> String {
+        format!("id: {}-{}\n", self.site.view.journal.run(), self.seen)
     }
 
     /// What there is to tell now.

@@ -62,7 +62,9 @@ impl Follower {
     }
 
     fn ids(&self) -> Vec<&str> {
-        self.heard.lines().filter_map(|line| line.strip_prefix("id: ")).collect()
+        let lines: Vec<_> = self.heard.lines().collect();
+        let of_events = lines.windows(2).filter(|pair| pair[1].starts_with("event: "));
+        of_events.filter_map(|pair| pair[0].strip_prefix("id: ")).collect()
     }
 }
 
@@ -96,10 +98,11 @@ fn an_event_is_one_frame_whatever_its_text_has() {
 async fn a_stream_begins_at_once_and_beats_while_nothing_happens() {
     let (feed, view, shutdown) = feed(Asked { last: Some("0".into()), ..Asked::default() });
     let (feed, first) = piece(feed).await;
-    assert_eq!(first, "retry: 1000\n\n");
+    let run = view.journal.run();
+    assert_eq!(first, format!("retry: 1000\nid: {run}-2\n\n"));
     let start = Instant::now();
     let (feed, beat) = piece(feed).await;
-    assert_eq!((beat.as_str(), start.elapsed()), (": still here\n\n", HEARTBEAT));
+    assert_eq!((beat, start.elapsed()), (format!(": still here\nid: {run}-2\n\n"), HEARTBEAT));
     view.journal.record(Generation(8), verdict(1));
     let (feed, told) = piece(feed).await;
     assert!(told.contains("number 1."), "{told}");
@@ -120,14 +123,17 @@ async fn a_stream_that_shows_little_beats_although_much_happens() {
     let busy = async {
         loop {
             view.journal.record(Generation(8), verdict(1));
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_millis(700)).await;
         }
     };
     let beat = tokio::select! {
         beat = piece(feed) => beat.1,
         () = busy => unreachable!(),
     };
-    assert_eq!((beat.as_str(), start.elapsed()), (": still here\n\n", HEARTBEAT));
+    // And says that it has looked at everything.
+    let last = view.journal.last(1)[0].id;
+    let wanted = format!(": still here\nid: {}-{last}\n\n", view.journal.run());
+    assert_eq!((beat, start.elapsed()), (wanted, HEARTBEAT));
 }
 
 #[tokio::test(start_paused = true)]
