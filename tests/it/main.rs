@@ -12,6 +12,7 @@ mod budget;
 mod events;
 mod examples;
 mod failover;
+mod faults;
 mod generations;
 mod harness;
 mod integrity;
