@@ -116,3 +116,33 @@ pub const HTTP_PROBE_PATH: &str = "/";
 
 /// A redirect is an answer of a service that works.
 pub const HTTP_PROBE_STATUS: [(u16, u16); 2] = [(200, 299), (300, 399)];
+
+/// Sessions know sooner than probes, and see what probes do not.
+pub const EJECTION: bool = true;
+
+/// One or two failures in a row happen to a healthy endpoint; five hardly do.
+pub const EJECTION_FAILURES: u32 = 5;
+
+/// Long enough for a restart, short enough not to be missed.
+pub const EJECTION_BASE: Duration = Duration::from_secs(5);
+
+/// An endpoint that stays bad is tried every five minutes.
+pub const EJECTION_MAX: Duration = Duration::from_secs(300);
+
+/// What is left must carry the load of what is ejected: twice its own is what a pool is usually built for.
+pub const MAX_EJECTED: u8 = 50;
+
+/// Probes that are wrong about everything leave half of a pool for a minute, which is time to notice.
+pub const MAX_REMOVAL: u8 = 50;
+
+/// A pool that is cut down further fails from overload, whatever the probes were right about.
+pub const FLOOR: u8 = 20;
+
+/// With three of four endpoints gone the rest of a cloud would be crushed.
+pub const DOWN_BELOW: u8 = 25;
+
+/// Well above `DOWN_BELOW`, so that a cloud does not come and go with one endpoint.
+pub const UP_ABOVE: u8 = 50;
+
+/// Caches fill and pools of connections grow within half a minute.
+pub const RECOVERY_TIME: Duration = Duration::from_secs(30);

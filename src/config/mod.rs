@@ -4,6 +4,7 @@
 pub mod defaults;
 mod effective;
 mod file;
+mod judging;
 mod keys;
 mod load;
 mod parse;
@@ -23,6 +24,7 @@ pub(crate) use parse::is_this_machine;
 pub(crate) use report::counted;
 pub use {
     effective::effective,
+    judging::{Domain, Ejection, Restraint},
     load::{load, parse},
     problem::{Code, Problem, Severity},
     report::Report,

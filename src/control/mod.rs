@@ -21,6 +21,7 @@ mod standing;
 #[cfg(test)]
 mod testing;
 mod usual;
+pub mod verdicts;
 mod view;
 
 pub use brain::{Brain, Notice};
