@@ -94,7 +94,11 @@ fn write_cloud(out: &mut String, cloud: &Cloud) -> fmt::Result {
     optional(out, "user_timeout", timeout.as_deref(), "that of the listener")?;
     bare(out, "keepalive", socket.keepalive.as_ref().map(keepalive_table), "that of the listener")?;
     writeln!(out, "fast_open = {}", socket.fast_open)?;
-    write_tuning(out, &socket.tuning)
+    write_tuning(out, &socket.tuning)?;
+    let domain = &cloud.domain;
+    bare(out, "capacity", domain.capacity, "no limit")?;
+    writeln!(out, "down_below = {}\nup_above = {}", domain.down_below, domain.up_above)?;
+    writeln!(out, "recovery_time = {}", text(time_text(domain.recovery_time)))
 }
 
 fn write_tuning(out: &mut String, tuning: &Tuning) -> fmt::Result {
@@ -144,6 +148,7 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
         Some(health) => write_health(out, health)?,
         None => writeln!(out, "# health: no probes, every endpoint counts as up")?,
     }
+    write_judging(out, pool)?;
     for endpoint in &pool.endpoints {
         write_endpoint(out, endpoint)?;
     }
@@ -161,6 +166,17 @@ fn write_connecting(out: &mut String, connecting: &Connecting) -> fmt::Result {
         writeln!(out, "replay_bytes = {}", text(size_text(connecting.replay_bytes)))?;
     }
     writeln!(out, "max_connecting = {}\nconnect_queue = {}", connecting.most, connecting.queue)
+}
+
+fn write_judging(out: &mut String, pool: &Pool) -> fmt::Result {
+    let (ejection, restraint) = (&pool.ejection, &pool.restraint);
+    writeln!(out, "\n[pool.ejection]")?;
+    writeln!(out, "enabled = {}\nfailures = {}", ejection.enabled, ejection.failures)?;
+    writeln!(out, "base = {}", text(time_text(ejection.base)))?;
+    writeln!(out, "max = {}", text(time_text(ejection.max)))?;
+    writeln!(out, "max_ejected = {}", ejection.max_ejected)?;
+    writeln!(out, "\n[pool.restraint]")?;
+    writeln!(out, "max_removal = {}\nfloor = {}", restraint.max_removal, restraint.floor)
 }
 
 fn write_health(out: &mut String, health: &Health) -> fmt::Result {

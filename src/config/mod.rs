@@ -171,6 +171,8 @@ pub struct Cloud {
     pub egress_usd_per_gb: Option<String>,
     /// How sockets towards its endpoints are set up. Shared by all of them.
     pub socket: Arc<Outgoing>,
+    /// When it is down as a whole, and how it comes back.
+    pub domain: Domain,
 }
 
 /// A pool.
@@ -196,6 +198,10 @@ pub struct Pool {
     pub slow_start: Duration,
     /// Probes; `None`: every endpoint counts as up.
     pub health: Option<Health>,
+    /// What sessions that fail do to an endpoint.
+    pub ejection: Ejection,
+    /// What restrains removals.
+    pub restraint: Restraint,
     /// Endpoints: at least one.
     pub endpoints: Vec<Endpoint>,
 }

@@ -87,6 +87,8 @@ codes! {
     AdminExposed = 1019,
     /// A `source` with two addresses of one family, or none of the family of an endpoint.
     Source = 1020,
+    /// Two limits in the wrong order: `up_above` not above `down_below`, or an ejection's `max` below its `base`.
+    Order = 1021,
     /// A pool whose endpoints are never probed.
     NoHealth = 1101,
     /// A pool that no listener uses.

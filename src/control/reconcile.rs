@@ -236,6 +236,8 @@ mod tests {
             policy: crate::config::Policy::Failover { order: Vec::new() },
             balance: crate::config::Balance::Random,
             when_all_down: crate::config::WhenAllDown::TryAnyway,
+            ejection: crate::config::Ejection::default(),
+            restraint: crate::config::Restraint::default(),
             connect_timeout: SECOND,
             attempts: 1,
             preconnect: 0,

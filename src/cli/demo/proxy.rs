@@ -163,6 +163,7 @@ fn config(clouds: &[Cloud], doors: Option<Doors>) -> Config {
                 name: cloud.name().clone(),
                 region: None,
                 egress_usd_per_gb: None,
+                domain: config::Domain::default(),
                 socket: Arc::default(),
             })
             .collect(),
@@ -200,6 +201,8 @@ fn pool(clouds: &[Cloud]) -> config::Pool {
         policy: config::Policy::Failover { order: clouds.iter().map(|cloud| cloud.name().clone()).collect() },
         balance: config::Balance::LeastSessions,
         when_all_down: config::WhenAllDown::TryAnyway,
+        ejection: config::Ejection::default(),
+        restraint: config::Restraint::default(),
         connect_timeout: milliseconds(300),
         attempts: defaults::ATTEMPTS,
         preconnect: defaults::PRECONNECT,

@@ -5,7 +5,7 @@
 
 mod pool;
 
-pub(super) use pool::{Endpoint, HealthTables, HttpHealth, Pool, TcpHealth};
+pub(super) use pool::{EjectionTable, Endpoint, HealthTables, HttpHealth, Pool, RestraintTable, TcpHealth};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -180,6 +180,27 @@ pub(super) struct Cloud {
     /// default none: networks between clouds erase most marks, and some treat them in ways of their own.
     #[schemars(extend("x-default" = "none: 0"))]
     pub(super) dscp: Key<Mark>,
+
+    /// New sessions a second that this cloud can take while it comes back: its share does not rise beyond that. Counted
+    /// are all new sessions of the pools that use it.
+    #[schemars(range(min = 1, max = 10_000_000), extend("x-default" = "no limit"))]
+    pub(super) capacity: Key<u32>,
+
+    /// With less than this share of its endpoints good, in percent, the cloud is down as a whole: every pool that has
+    /// another leaves it at once, instead of losing one endpoint after the other. With three of four gone, the rest
+    /// would be crushed.
+    #[schemars(range(min = 0, max = 99), extend("default" = defaults::DOWN_BELOW))]
+    pub(super) down_below: Key<u8>,
+
+    /// With more than this share of its endpoints good again, in percent, it comes back. It must be above `down_below`:
+    /// well above, so that the cloud does not come and go with one endpoint.
+    #[schemars(range(min = 1, max = 99), extend("default" = defaults::UP_ABOVE))]
+    pub(super) up_above: Key<u8>,
+
+    /// When it comes back, its share of new sessions rises from a tenth to all of it over this time, as caches fill and
+    /// pools of connections grow. `"0s"` is at once. Sessions elsewhere are not cut.
+    #[schemars(extend("default" = time_text(defaults::RECOVERY_TIME), "x-min" = "0s"))]
+    pub(super) recovery_time: Key<Time>,
 }
 
 /// A listener: an address that clients connect to, and the pool that serves it.

@@ -120,6 +120,12 @@ pub(in crate::config) struct Pool {
     #[schemars(extend("x-default" = "no probes: every endpoint counts as up, and `check` warns"))]
     pub(in crate::config) health: Key<HealthTables>,
 
+    /// What sessions that fail do to an endpoint.
+    pub(in crate::config) ejection: Key<EjectionTable>,
+
+    /// What restrains removals.
+    pub(in crate::config) restraint: Key<RestraintTable>,
+
     /// Endpoints: at least one.
     #[schemars(length(min = 1))]
     pub(in crate::config) endpoint: Key<Items<Endpoint>>,
@@ -150,6 +156,50 @@ pub(in crate::config) struct Endpoint {
     /// Its weight among the endpoints of its cloud. Alike unless said otherwise.
     #[schemars(range(min = 1, max = 1000), extend("default" = WEIGHT))]
     pub(in crate::config) weight: Key<u32>,
+}
+
+/// What sessions that fail do to an endpoint: too many of them take it out for a while, whatever its probes say.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct EjectionTable {
+    /// `false`: sessions take nothing out. They know sooner than probes, and see what probes do not, so it is on.
+    #[schemars(extend("default" = defaults::EJECTION))]
+    pub(in crate::config) enabled: Key<bool>,
+
+    /// Failed sessions in a row that eject an endpoint: those that could not connect, were overtaken by another
+    /// endpoint, or got no first byte. One or two happen to a healthy one; five hardly do. Half of at least ten within
+    /// 10 s eject it too.
+    #[schemars(range(min = 1, max = 1000), extend("default" = defaults::EJECTION_FAILURES))]
+    pub(in crate::config) failures: Key<u32>,
+
+    /// How long the first ejection lasts; each further one twice as long, give or take a tenth. Then one session at a
+    /// time may try the endpoint, and a good one ends it. A minute of good standing takes one ejection off the count.
+    #[schemars(extend("default" = time_text(defaults::EJECTION_BASE), "x-min" = "100ms"))]
+    pub(in crate::config) base: Key<Time>,
+
+    /// The longest ejection.
+    #[schemars(extend("default" = time_text(defaults::EJECTION_MAX), "x-min" = "100ms"))]
+    pub(in crate::config) max: Key<Time>,
+
+    /// The share of the pool's weight, in percent, that may be ejected at a time. What is left must carry the load.
+    #[schemars(range(min = 0, max = 100), extend("default" = defaults::MAX_EJECTED))]
+    pub(in crate::config) max_ejected: Key<u8>,
+}
+
+/// What restrains removals: probes can be wrong about everything at once. Endpoints of a cloud that is down as a whole
+/// are not counted. Nothing restrains the way back.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RestraintTable {
+    /// The share of the pool's weight, in percent, that probes may take out within a minute while no session has
+    /// failed. The default leaves half of a pool for a minute, which is time to notice.
+    #[schemars(range(min = 0, max = 100), extend("default" = defaults::MAX_REMOVAL))]
+    pub(in crate::config) max_removal: Key<u8>,
+
+    /// The share of the pool's weight, in percent, below which nothing more is taken out. A pool that is cut down
+    /// further fails from overload, whatever the probes were right about.
+    #[schemars(range(min = 0, max = 100), extend("default" = defaults::FLOOR))]
+    pub(in crate::config) floor: Key<u8>,
 }
 
 /// How the endpoints of a pool are probed: one of the two tables.

@@ -6,6 +6,7 @@
 mod addresses;
 mod connecting;
 mod health;
+mod judging;
 mod listeners;
 mod place;
 mod pools;

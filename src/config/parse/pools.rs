@@ -14,7 +14,9 @@ use super::{
         problem::{Code, Problem, similar},
         words::PolicyWord,
     },
-    Build, place,
+    Build,
+    judging::restraint,
+    place,
 };
 use crate::ids::{CloudName, PoolName};
 
@@ -111,6 +113,7 @@ impl Build<'_> {
         let policy = self.policy(pool, &at, &used);
         let health = self.health(pool, &at);
         let connecting = self.connecting(pool);
+        let ejection = self.ejection(pool);
         Some(Pool {
             name: PoolName::from(pool.name.get()?.0.as_str()),
             policy: policy?,
@@ -122,6 +125,8 @@ impl Build<'_> {
             connecting,
             slow_start: pool.slow_start.get().map_or(defaults::SLOW_START, |time| time.0),
             health: health?,
+            ejection,
+            restraint: restraint(pool),
             endpoints: endpoints?,
         })
     }

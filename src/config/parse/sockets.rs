@@ -34,11 +34,13 @@ impl Build<'_> {
             .iter()
             .map(|(name, cloud)| {
                 let cloud = cloud.get_ref();
+                let domain = self.domain(cloud);
                 Cloud {
                     name: CloudName::from(name.get_ref().as_str()),
                     region: cloud.region.get().map(|region| region.0.clone()),
                     egress_usd_per_gb: cloud.egress_usd_per_gb.get().map(|price| price.0.clone()),
                     socket: Arc::new(outgoing(cloud)),
+                    domain,
                 }
             })
             .collect()

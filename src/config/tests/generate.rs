@@ -10,8 +10,8 @@ use std::{
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::super::{
-    Address, Admin, AdminBind, Balance, Cloud, Config, Connecting, Endpoint, Health, Level, Listener, Log,
-    LogFormat, Policy, Pool, Probe, Replay, SessionLines, Telemetry, WhenAllDown,
+    Address, Admin, AdminBind, Balance, Cloud, Config, Connecting, Domain, Ejection, Endpoint, Health, Level,
+    Listener, Log, LogFormat, Policy, Pool, Probe, Replay, Restraint, SessionLines, Telemetry, WhenAllDown,
 };
 use crate::{
     ids::{CloudName, ListenerName, PoolName},
@@ -64,14 +64,42 @@ fn time(from: u64, to: u64) -> impl Strategy<Value = Duration> {
 }
 
 fn cloud(name: String) -> impl Strategy<Value = Cloud> {
-    (option::of(self::name()), option::of("[0-9]{1,4}([.][0-9]{1,4})?"), outgoing()).prop_map(
-        move |(region, egress_usd_per_gb, socket)| Cloud {
+    (option::of(self::name()), option::of("[0-9]{1,4}([.][0-9]{1,4})?"), outgoing(), domain()).prop_map(
+        move |(region, egress_usd_per_gb, socket, domain)| Cloud {
             name: CloudName::from(name.as_str()),
             region,
             egress_usd_per_gb,
             socket: Arc::new(socket),
+            domain,
         },
     )
+}
+
+fn domain() -> impl Strategy<Value = Domain> {
+    (option::of(1..10_000_001_u32), 0..99_u8, 1..100_u8, time(0, 86_399)).prop_map(
+        |(capacity, down_below, more, recovery_time)| Domain {
+            capacity,
+            down_below,
+            up_above: down_below.saturating_add(more).min(99),
+            recovery_time,
+        },
+    )
+}
+
+fn ejection() -> impl Strategy<Value = Ejection> {
+    (any::<bool>(), 1..1001_u32, time(0, 86_399), time(0, 86_399), 0..101_u8).prop_map(
+        |(enabled, failures, one, other, max_ejected)| Ejection {
+            enabled,
+            failures,
+            base: one.min(other) + Duration::from_millis(100),
+            max: one.max(other) + Duration::from_millis(100),
+            max_ejected,
+        },
+    )
+}
+
+fn restraint() -> impl Strategy<Value = Restraint> {
+    (0..101_u8, 0..101_u8).prop_map(|(max_removal, floor)| Restraint { max_removal, floor })
 }
 
 /// With a source for both families or none: every endpoint can be reached.
@@ -164,13 +192,22 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
         (1..17_u8, 0..1025_u16, connecting()),
         time(0, 86_399),
         option::of(health()),
+        (ejection(), restraint()),
     );
     (endpoints, any::<bool>(), vec(0..1001_u32, 4), settings).prop_map(
         move |(
             endpoints,
             weighted,
             shares,
-            (balance, refuse, connect_timeout, (attempts, preconnect, connecting), slow_start, health),
+            (
+                balance,
+                refuse,
+                connect_timeout,
+                (attempts, preconnect, connecting),
+                slow_start,
+                health,
+                (ejection, restraint),
+            ),
         )| Pool {
             name: PoolName::from(name.as_str()),
             policy: policy(&endpoints, weighted, &shares),
@@ -182,6 +219,8 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
             connecting,
             slow_start,
             health,
+            ejection,
+            restraint,
             endpoints,
         },
     )

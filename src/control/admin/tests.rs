@@ -69,6 +69,7 @@ pub(in crate::control) fn config() -> Arc<Config> {
         name: CloudName::from(name),
         region: Some(format!("{name}-west")),
         egress_usd_per_gb: Some("0.09".into()),
+        domain: config::Domain::default(),
         socket: Arc::default(),
     };
     Arc::new(Config {

@@ -46,6 +46,8 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
             policy,
             balance: config::Balance::RoundRobin,
             when_all_down: WhenAllDown::TryAnyway,
+            ejection: config::Ejection::default(),
+            restraint: config::Restraint::default(),
             connect_timeout: defaults::CONNECT_TIMEOUT,
             attempts: 4,
             preconnect: 0,
@@ -245,6 +247,7 @@ fn endpoints_of_a_cloud_share_its_socket_options_and_a_reload_changes_them() {
         name: CloudName::from(name),
         region: None,
         egress_usd_per_gb: None,
+        domain: config::Domain::default(),
         socket: Arc::new(config::Outgoing { fast_open, ..config::Outgoing::default() }),
     };
     let with = |aws| Config {
@@ -270,6 +273,7 @@ fn addresses_of_a_name_that_the_source_of_a_cloud_cannot_reach_are_left_out() {
         name: CloudName::from("aws"),
         region: None,
         egress_usd_per_gb: None,
+        domain: config::Domain::default(),
         socket: Arc::new(socket),
     };
     let policy = Policy::Failover { order: vec![CloudName::from("aws")] };
