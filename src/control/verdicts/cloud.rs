@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     ejection::Flaps,
-    endpoint::{Record, SUSPICION},
+    endpoint::{Held, Record, SUSPICION},
 };
 use crate::{config::Domain, ids::CloudName};
 
@@ -174,11 +174,12 @@ impl Tally {
         let moves =
             if record.is_down() { record.contradicted && !fails } else { record.outlives_failures(now) };
         self.contradicted += u32::from(doubted && moves);
-        if !fails && record.ejection.is_none() && !suspect {
+        let condemned = record.ejection.is_some() || matches!(record.held, Some(Held::Sessions(_)));
+        if !fails && !condemned && !suspect {
             return;
         }
         self.bad += 1;
-        self.corroborated |= suspect || record.ejection.is_some();
+        self.corroborated |= suspect || condemned;
         *self.cause(record, fails) += 1;
     }
 

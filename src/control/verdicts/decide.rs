@@ -17,6 +17,9 @@ use crate::control::health::Verdict;
 /// Within this time everything must fail for the probes to be what is broken.
 pub(super) const AT_ONCE: Duration = Duration::from_secs(5);
 
+/// Each round removes something or leaves a cloud, and few have much to remove.
+const MOST_ROUNDS: usize = 16;
+
 impl Verdicts {
     /// Everything that follows now, before it is told.
     pub(super) fn conclude(&mut self, now: Instant) {
@@ -34,21 +37,23 @@ impl Verdicts {
         self.settle(now);
         let tallies = self.tallies(now);
         self.revive(&tallies, now);
-        // A pool that loses its last other cloud goes on with one that is down: its endpoints are judged then, too.
-        for _ in 0..=self.clouds.len() {
+        // What is removed may leave nothing but what is bad for certain, and a pool that loses its last other cloud goes
+        // on with one that is down: both is judged again.
+        for _ in 0..MOST_ROUNDS {
             self.strike(now);
-            self.remove(now);
-            if !self.leave() {
+            let removed = self.remove(now);
+            if !self.leave() && !removed {
                 break;
             }
             self.settle(now);
         }
         self.pace(now);
         for pool in &mut self.pools {
-            pool.lost = pool.has_lost();
-            if !pool.lost {
+            let lost = pool.has_lost();
+            if lost && !pool.lost {
                 pool.lost_since = now;
             }
+            pool.lost = lost;
         }
     }
 
@@ -154,6 +159,7 @@ impl Verdicts {
 
     /// Clouds that are good again come back.
     fn revive(&mut self, tallies: &[Tally], now: Instant) {
+        let mut revived = false;
         for (number, (cloud, tally)) in self.clouds.iter_mut().zip(tallies).enumerate() {
             if !cloud.is_down() {
                 continue;
@@ -177,8 +183,11 @@ impl Verdicts {
             }
             self.evidence
                 .insert(number, format!("{} of {} endpoints are good again", tally.good, tally.total));
+            revived = true;
         }
-        self.leave();
+        if revived {
+            self.settle(now);
+        }
     }
 
     /// Clouds that are down as a whole, the worst first: each verdict may make another cloud the last one.
@@ -245,12 +254,15 @@ impl Verdicts {
         }
     }
 
-    /// What should go goes, within the limits.
-    fn remove(&mut self, now: Instant) {
+    /// What should go goes, within the limits. True if anything did.
+    fn remove(&mut self, now: Instant) -> bool {
         let down = self.down();
+        let mut removed = false;
         for pool in &mut self.pools {
             let rules = pool.ejection;
-            for place in pool.remove(&down, now) {
+            let (ejected, gone) = pool.remove(&down, now);
+            removed |= gone;
+            for place in ejected {
                 let Some(record) = pool.members.get_mut(place) else { continue };
                 let Some(Held::Sessions(cause)) = record.held else { continue };
                 let back_off = record.back_off.next(&rules, &mut self.rng, now);
@@ -258,6 +270,7 @@ impl Verdicts {
                 record.eject(Arc::from(why), false, back_off, now);
             }
         }
+        removed
     }
 
     /// Each pool leaves the clouds that are down, but not its last. True if one did or came back.

@@ -295,6 +295,10 @@ impl Record {
         self.ejection = Some(Ejection { at: now, until: now + back_off, why, silence, quiet, trial: None });
         self.kept = None;
         self.held = None;
+        if self.is_down() {
+            // Probes hold it for bad, too: good ones must come before a trial.
+            self.out = Some(Removal { at: now, corroborated: true });
+        }
     }
 
     /// Another back-off after a trial that went wrong.

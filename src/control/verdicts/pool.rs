@@ -34,7 +34,7 @@ pub(super) struct Pool {
     pub(super) frozen: bool,
     /// Nothing is left that may be used.
     pub(super) lost: bool,
-    /// When that was last otherwise.
+    /// Since when, or since when last.
     pub(super) lost_since: Instant,
     /// What the last findings said of it.
     pub(super) shown_frozen: bool,
@@ -161,8 +161,9 @@ impl Pool {
         changed
     }
 
-    /// Removes what is held for bad, as far as it may. Returns what sessions have taken out: its place.
-    pub(super) fn remove(&mut self, down: &[Option<Instant>], now: Instant) -> Vec<usize> {
+    /// Removes what is held for bad, as far as it may. Returns the places of what sessions take out,
+    /// and whether anything goes.
+    pub(super) fn remove(&mut self, down: &[Option<Instant>], now: Instant) -> (Vec<usize>, bool) {
         let mut order: Vec<(u8, u32, Instant, usize)> = Vec::new();
         for (place, record) in self.members.iter().enumerate() {
             if let Some(held) = record.held {
@@ -175,12 +176,12 @@ impl Pool {
             }
         }
         if order.is_empty() {
-            return Vec::new();
+            return (Vec::new(), false);
         }
         order.sort_unstable();
         let mut weights = self.weights(now);
         let all_bad = self.is_all_bad();
-        let mut ejected = Vec::new();
+        let (mut ejected, mut removed) = (Vec::new(), false);
         for (.., place) in order {
             let allowed = self.allows(place, weights, all_bad, now);
             let Some(record) = self.members.get_mut(place) else { continue };
@@ -191,6 +192,7 @@ impl Pool {
                 continue;
             }
             weights.used = weights.used.saturating_sub(weight);
+            removed = true;
             match held {
                 Held::Sessions(_) => {
                     weights.ejected += weight;
@@ -209,7 +211,7 @@ impl Pool {
                 }
             }
         }
-        ejected
+        (ejected, removed)
     }
 
     /// Whether the removal of what is held for bad at `place` keeps every limit.
