@@ -168,13 +168,13 @@ impl Tally {
         let fails = record.fails_probes(frozen, now);
         let suspect = record.detector.failing(if down { LONG_SUSPICION } else { SUSPICION }, now);
         self.total += 1;
-        self.good += u32::from(!record.is_down() && record.ejection.is_none() && !suspect);
+        let condemned = record.ejection.is_some() || matches!(record.held, Some(Held::Sessions(_)));
+        self.good += u32::from(!record.is_down() && !condemned && !suspect);
         self.held |= record.held.is_some();
         let doubted = record.is_down() || suspect && record.ejection.is_none();
         let moves =
             if record.is_down() { record.contradicted && !fails } else { record.outlives_failures(now) };
         self.contradicted += u32::from(doubted && moves);
-        let condemned = record.ejection.is_some() || matches!(record.held, Some(Held::Sessions(_)));
         if !fails && !condemned && !suspect {
             return;
         }

@@ -12,6 +12,7 @@ mod report;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 pub use facts::{
     CloudFacts, CloudStanding, Explanation, Kept, MemberFacts, PATIENCE, PoolFacts, Reading, Standing,
@@ -93,7 +94,7 @@ impl Verdicts {
         let numbers: HashMap<CloudName, usize> =
             self.clouds.iter().enumerate().map(|(number, cloud)| (cloud.name.clone(), number)).collect();
         for facts in pools {
-            let mut pool = Pool::new(&facts, now);
+            let mut pool = Pool::new(&facts);
             if let Some(old) = known.get(&facts.name) {
                 pool.inherit(old);
             }
@@ -209,7 +210,7 @@ impl Verdicts {
     /// True when a pool has nothing left that may be used: its `when_all_down` decides.
     #[must_use]
     pub fn all_lost(&self, pool: &PoolName) -> bool {
-        self.places.get(pool).and_then(|place| self.pools.get(*place)).is_some_and(|pool| pool.lost)
+        self.places.get(pool).and_then(|place| self.pools.get(*place)).is_some_and(|pool| pool.lost.is_some())
     }
 
     /// True while probes are not believed: those of the pool, or all.

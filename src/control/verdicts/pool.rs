@@ -32,10 +32,8 @@ pub(super) struct Pool {
     pub(super) seats: Vec<Seat>,
     /// Probes are not believed.
     pub(super) frozen: bool,
-    /// Nothing is left that may be used.
-    pub(super) lost: bool,
-    /// Since when, or since when last.
-    pub(super) lost_since: Instant,
+    /// Since when nothing is left that may be used.
+    pub(super) lost: Option<Instant>,
     /// What the last findings said of it.
     pub(super) shown_frozen: bool,
     pub(super) shown_lost: bool,
@@ -66,7 +64,7 @@ struct Weights {
 }
 
 impl Pool {
-    pub(super) fn new(facts: &PoolFacts, now: Instant) -> Self {
+    pub(super) fn new(facts: &PoolFacts) -> Self {
         Self {
             name: facts.name.clone(),
             slow_start: facts.slow_start,
@@ -77,8 +75,7 @@ impl Pool {
             places: HashMap::new(),
             seats: Vec::new(),
             frozen: false,
-            lost: false,
-            lost_since: now,
+            lost: None,
             shown_frozen: false,
             shown_lost: false,
             arrivals: None,
@@ -90,7 +87,6 @@ impl Pool {
     pub(super) fn inherit(&mut self, old: &Self) {
         self.frozen = old.frozen;
         self.lost = old.lost;
-        self.lost_since = old.lost_since;
         self.shown_frozen = old.shown_frozen;
         self.shown_lost = old.shown_lost;
         self.arrivals = old.arrivals;

@@ -110,9 +110,10 @@ impl Pool {
                 evidence: record.evidence(),
             });
         }
-        if self.lost != self.shown_lost {
-            self.shown_lost = self.lost;
-            let (before, after) = if self.lost { ("serving", "all lost") } else { ("all lost", "serving") };
+        if self.lost.is_some() != self.shown_lost {
+            self.shown_lost = self.lost.is_some();
+            let (before, after) =
+                if self.shown_lost { ("serving", "all lost") } else { ("all lost", "serving") };
             let out = self.members.iter().filter(|record| !record.is_in()).count();
             findings.push(Finding {
                 kind: FindingKind::Verdict,
@@ -134,7 +135,7 @@ impl Pool {
             let left = seat.is_some_and(|seat| seat.left);
             let what = if left && record.own_use() == Use::In { Use::Out } else { record.own_use() };
             let percent = record.ramp(self.slow_start, now).0;
-            let published = (what, percent, seat.map_or(100, |seat| seat.percent), self.lost);
+            let published = (what, percent, seat.map_or(100, |seat| seat.percent), self.lost.is_some());
             dirty |= std::mem::replace(&mut record.published, published) != published;
         }
         dirty

@@ -101,9 +101,9 @@ fn an_endpoint_that_flaps_at_any_pace_changes_its_standing_a_few_times_only() {
         while bed.now.duration_since(bed.verdicts.pools[0].members[0].since) < secs(600) {
             good = !good;
             if good {
-                bed.up(1)
+                bed.up(1);
             } else {
-                bed.down(1)
+                bed.down(1);
             }
             bed.decide();
             bed.pass(Duration::from_millis(period));
