@@ -1,0 +1,159 @@
+//! What must hold in every world, at every moment.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use twinspan::{
+    control::{Notice, health::Verdict},
+    ids::Generation,
+    state::{AllDown, Snapshot},
+};
+
+use crate::{
+    script::Scenario,
+    world::{Upstream, offered},
+};
+
+/// The time over which removals are limited.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Breaches that are kept of one run.
+const MOST: usize = 10;
+
+/// How far checks alone may go. Each is looked at only where it is promised.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Restraint {
+    /// The part of a pool that stays in use.
+    pub(crate) floor: Option<f64>,
+    /// The part of a pool that may be removed within a minute, if no session has failed there.
+    pub(crate) velocity: Option<f64>,
+    /// The last cloud that carries bytes stays in use.
+    pub(crate) last_cloud: bool,
+}
+
+/// Watches a run.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    restraint: Restraint,
+    generation: Generation,
+    offered: BTreeSet<SocketAddr>,
+    /// Endpoints that were removed though no session had failed there.
+    removed: VecDeque<Instant>,
+    /// What was broken.
+    pub(crate) breaches: Vec<String>,
+}
+
+impl Rules {
+    /// Those of every policy, and what this one promises.
+    pub(crate) const fn new(restraint: Restraint) -> Self {
+        Self {
+            restraint,
+            generation: Generation(0),
+            offered: BTreeSet::new(),
+            removed: VecDeque::new(),
+            breaches: Vec::new(),
+        }
+    }
+
+    /// A snapshot comes into force.
+    pub(crate) fn published(
+        &mut self,
+        scenario: &Scenario,
+        snapshot: &Snapshot,
+        upstreams: &[Upstream],
+        now: Instant,
+    ) {
+        let last = std::mem::replace(&mut self.generation, snapshot.generation);
+        self.check(last < snapshot.generation, || format!("generation {} after {last}", snapshot.generation));
+        self.well_formed(scenario, snapshot);
+        let offered = offered(&snapshot.pools[0], usize::MAX).collect();
+        let before = std::mem::replace(&mut self.offered, offered);
+        if snapshot.pools[0].all_down.is_none() {
+            self.restrained(&before, upstreams, now);
+        }
+    }
+
+    fn well_formed(&mut self, scenario: &Scenario, snapshot: &Snapshot) {
+        let pool = &snapshot.pools[0];
+        let mut seen = BTreeSet::new();
+        for group in pool.tiers.iter().flat_map(|tier| &tier.groups) {
+            self.check(!group.endpoints.is_empty(), || format!("{} is an empty group", group.cloud));
+            for endpoint in &group.endpoints {
+                let (address, cloud) = (endpoint.address(), &endpoint.identity.cloud);
+                self.check(seen.insert(address), || format!("{address} stands there twice"));
+                self.check(endpoint.weight > 0, || format!("{address} has no weight"));
+                self.check(*cloud == group.cloud, || format!("{address} stands in {}", group.cloud));
+            }
+        }
+        let all: BTreeSet<_> =
+            (0..scenario.clouds.iter().sum()).map(|endpoint| scenario.address(endpoint)).collect();
+        match pool.all_down {
+            Some(AllDown::Refuse) => self.check(seen.is_empty(), || "refuses, but offers".to_owned()),
+            Some(AllDown::TryAnyway) => self.check(seen == all, || "does not try all anyway".to_owned()),
+            None => self.check(!seen.is_empty() && seen.is_subset(&all), || format!("offers {seen:?}")),
+        }
+    }
+
+    fn restrained(&mut self, before: &BTreeSet<SocketAddr>, upstreams: &[Upstream], now: Instant) {
+        let Restraint { floor, velocity, last_cloud } = self.restraint;
+        // A cloud that is down as a whole counts for nothing, but it is not down while bytes come from a part of it. Nor
+        // does what was never seen alive.
+        let counts = |cloud: usize| {
+            let members = || upstreams.iter().filter(|one| one.cloud == cloud);
+            members().any(|one| self.offered.contains(&one.address))
+                || 4 * members().filter(|one| one.carries(now)).count() >= members().count()
+        };
+        let base: Vec<&Upstream> =
+            upstreams.iter().filter(|one| one.probes.contains(&true) && counts(one.cloud)).collect();
+        let part = |count: usize, part: f64| {
+            #[expect(clippy::cast_precision_loss, reason = "a handful")]
+            let (count, whole) = (count as f64, base.len() as f64);
+            count - part * whole
+        };
+        let offered = base.iter().filter(|one| self.offered.contains(&one.address)).count();
+        let gone = base.iter().filter(|one| {
+            before.contains(&one.address) && !self.offered.contains(&one.address) && !one.is_corroborated(now)
+        });
+        let gone = gone.count();
+        let carrying = |offered: &BTreeSet<SocketAddr>| {
+            upstreams.iter().any(|one| one.carries(now) && offered.contains(&one.address))
+        };
+        let lost = carrying(before) && !carrying(&self.offered);
+        self.removed.extend(std::iter::repeat_n(now, gone));
+        while self.removed.front().is_some_and(|at| now - *at >= MINUTE) {
+            self.removed.pop_front();
+        }
+        let removed = self.removed.len();
+        let fine = floor.is_none_or(|floor| part(offered, floor) >= 0.0);
+        self.check(fine, || format!("{offered} of {} endpoints are left", base.len()));
+        let fine = gone == 0 || velocity.is_none_or(|velocity| part(removed, velocity) <= 0.0);
+        self.check(fine, || format!("{removed} of {} endpoints removed within a minute", base.len()));
+        self.check(!last_cloud || !lost, || "the last cloud that carries bytes was removed".to_owned());
+    }
+
+    /// Something is told: no verdict without evidence.
+    pub(crate) fn told(&mut self, notice: &Notice, upstreams: &[Upstream]) {
+        let Notice::Judged { endpoint, before, verdict, reason } = notice else { return };
+        let upstream = upstreams.iter().find(|upstream| upstream.address == endpoint.address);
+        let last = upstream.and_then(|upstream| upstream.probes.last().copied());
+        let evidence = match verdict {
+            Verdict::Up => last == Some(true),
+            Verdict::Down => last == Some(false),
+            // An opinion is not forgotten.
+            Verdict::Unknown => false,
+        };
+        self.check(evidence && !reason.is_empty() && before != verdict, || {
+            format!("no evidence: {notice:?}")
+        });
+    }
+
+    fn check(&mut self, holds: bool, breach: impl FnOnce() -> String) {
+        if !holds && self.breaches.len() < MOST {
+            self.breaches.push(format!("generation {}: {}", self.generation, breach()));
+        }
+    }
+}

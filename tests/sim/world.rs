@@ -1,0 +1,693 @@
+//! One run: a queue of events over a time of its own. A seed decides everything.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, BinaryHeap},
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::time::Instant;
+use twinspan::{
+    config::Health,
+    control::{
+        Change, Notice,
+        health::{Judge, Pace, Verdict},
+    },
+    ids::{EndpointIdentity, EndpointKey, PoolName},
+    proxy::{Facts, Step, Why, choose},
+    state::{Endpoint, EndpointCell, Pool, PoolCell, Snapshot},
+    telemetry::Cause,
+};
+
+use crate::{
+    attempts::Attempts,
+    figures::Figures,
+    network::Fault,
+    policy::{Kind, Policy},
+    rules::{Restraint, Rules},
+    script::{CLOUDS, OPENING, Scenario},
+};
+
+/// Time between two ticks.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a failed session speaks against its endpoint.
+const EVIDENCE: Duration = Duration::from_secs(10);
+
+/// How long a client waits for its first byte.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Time after which a session that stands still at its end is given up.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What has worked again for this long should be in use.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// How long a session lasts on average.
+const SESSION: Duration = Duration::from_secs(5);
+
+/// An endpoint in truth.
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) cloud: usize,
+    distance: Duration,
+    pub(crate) fault: Fault,
+    since: Instant,
+    /// Since when a dial may lead somewhere.
+    works: Instant,
+    /// When a session failed here last, if none has had an answer since.
+    failed: Option<Instant>,
+    /// Its cell, once it was dialled.
+    cell: Option<Arc<EndpointCell>>,
+    /// Sessions that are connected to it.
+    live: BTreeSet<usize>,
+    /// How its probes went.
+    pub(crate) probes: Vec<bool>,
+    watch: Watch,
+}
+
+/// The probe loop of an endpoint.
+struct Watch {
+    judge: Judge,
+    started: Instant,
+    under_way: bool,
+    hinted: bool,
+    pace: Pace,
+    /// Tells the probe that is due from those that were put off.
+    due: u64,
+}
+
+/// A client.
+struct Session {
+    phase: usize,
+    client: SocketAddr,
+    started: Instant,
+    attempts: Box<dyn Attempts>,
+    tried: Vec<Arc<EndpointIdentity>>,
+    racers: Vec<Racer>,
+    /// Where it is connected, and since when.
+    at: Option<(usize, Instant)>,
+    answered: bool,
+    lasts: Duration,
+    over: bool,
+}
+
+/// An attempt under way.
+struct Racer {
+    number: usize,
+    upstream: usize,
+    endpoint: Arc<Endpoint>,
+    begun: Instant,
+}
+
+/// Something that happens.
+enum Event {
+    Tick,
+    Step(usize),
+    Phase,
+    Arrive,
+    Wake(usize),
+    Dialled { session: usize, number: usize, result: Result<(), Cause> },
+    FirstByte(usize),
+    End(usize),
+    Probe { upstream: usize, due: u64 },
+    Probed { upstream: usize, result: Result<(), &'static str> },
+}
+
+/// An event and its time; events of one time come in the order in which they were thought of.
+struct Due {
+    at: Instant,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// A run under way.
+pub(crate) struct World<'a> {
+    scenario: &'a Scenario,
+    policy: Box<dyn Policy>,
+    health: Health,
+    rules: Rules,
+    now: Instant,
+    end: Instant,
+    queue: BinaryHeap<Reverse<Due>>,
+    order: u64,
+    upstreams: Vec<Upstream>,
+    sessions: Vec<Session>,
+    /// Apart, so that every policy has the same clients.
+    clients: SmallRng,
+    network: SmallRng,
+    routing: SmallRng,
+    figures: Vec<Figures>,
+    phase: usize,
+    seen: Arc<Snapshot>,
+    /// Since when something that is dead may have been offered.
+    struck: Option<Instant>,
+}
+
+/// When all runs begin, far from the clock's own beginning. One for all: what the program remembers of time in statics is
+/// the same in each.
+fn beginning() -> Instant {
+    static BEGINNING: OnceLock<Instant> = OnceLock::new();
+    *BEGINNING.get_or_init(|| {
+        let now = Instant::now() + Duration::from_secs(3600);
+        PoolCell::default().begin(now);
+        now
+    })
+}
+
+/// Runs a scenario; figures of each phase, and the rules that were broken.
+pub(crate) fn run(
+    scenario: &Scenario,
+    kind: Kind,
+    restraint: Restraint,
+    seed: u64,
+) -> (Vec<Figures>, Vec<String>) {
+    let mut world = World::new(scenario, kind, restraint, seed);
+    while let Some(Reverse(due)) = world.queue.pop() {
+        if due.at >= world.end {
+            break;
+        }
+        world.now = due.at;
+        world.happen(&due.event);
+    }
+    world.close()
+}
+
+impl<'a> World<'a> {
+    fn new(scenario: &'a Scenario, kind: Kind, restraint: Restraint, seed: u64) -> Self {
+        let now = beginning();
+        let config = scenario.config();
+        let pool = PoolName::from("p");
+        let upstreams: Vec<Upstream> =
+            (0..scenario.clouds.iter().sum()).map(|number| Upstream::new(scenario, number, now)).collect();
+        let name = |number: usize| (pool.clone(), Arc::from(Scenario::host(number)), 5432);
+        let resolved = upstreams.iter().enumerate().map(|(number, one)| (name(number), vec![one.address]));
+        let resolved = if scenario.knobs.names { resolved.collect() } else { Vec::new() };
+        let health = config.pools[0].health.clone().unwrap();
+        let policy = kind.start(&config, resolved, now);
+        let rng = |stream: u64| SmallRng::seed_from_u64(seed.wrapping_mul(4).wrapping_add(stream));
+        let mut world = Self {
+            seen: Arc::clone(policy.snapshot()),
+            scenario,
+            policy,
+            health,
+            rules: Rules::new(restraint),
+            now,
+            end: now + scenario.length,
+            queue: BinaryHeap::new(),
+            order: 0,
+            upstreams,
+            sessions: Vec::new(),
+            clients: rng(0),
+            network: rng(1),
+            routing: rng(2),
+            figures: vec![Figures::default(); scenario.phases.len()],
+            phase: 0,
+            struck: None,
+        };
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let first = Arc::clone(self.policy.snapshot());
+        self.rules.published(self.scenario, &first, &self.upstreams, self.now);
+        for upstream in 0..self.upstreams.len() {
+            self.after(Duration::ZERO, Event::Probe { upstream, due: 0 });
+        }
+        for (at, _) in self.scenario.phases.iter().skip(1) {
+            self.after(*at, Event::Phase);
+        }
+        let mut steps: Vec<usize> = (0..self.scenario.steps.len()).collect();
+        steps.sort_by_key(|step| self.scenario.steps[*step].at);
+        for step in steps {
+            self.after(self.scenario.steps[step].at, Event::Step(step));
+        }
+        self.after(TICK, Event::Tick);
+        self.after(OPENING, Event::Arrive);
+    }
+
+    fn after(&mut self, time: Duration, event: Event) {
+        self.at(self.now + time, event);
+    }
+
+    fn at(&mut self, at: Instant, event: Event) {
+        self.order += 1;
+        self.queue.push(Reverse(Due { at, order: self.order, event }));
+    }
+
+    fn happen(&mut self, event: &Event) {
+        match *event {
+            Event::Tick => self.tick(),
+            Event::Step(step) => self.step(step),
+            Event::Phase => self.enter(),
+            Event::Arrive => self.arrive(),
+            Event::Wake(session) => self.advance(session),
+            Event::Dialled { session, number, result } => self.dialled(session, number, result),
+            Event::FirstByte(session) => self.first_byte(session),
+            Event::End(session) => self.finish(session),
+            Event::Probe { upstream, due } => self.probe(upstream, due),
+            Event::Probed { upstream, result } => self.probed(upstream, result),
+        }
+    }
+
+    /// The figures of now.
+    fn book(&mut self) -> &mut Figures {
+        &mut self.figures[self.phase]
+    }
+
+    fn tick(&mut self) {
+        for upstream in &self.upstreams {
+            let answered = upstream.live.iter().filter(|session| self.sessions[**session].answered).count();
+            let bytes = answered as u64 * 1000;
+            if let Some(cell) = upstream.cell.as_ref().filter(|_| upstream.flows(self.now)) {
+                cell.moved(bytes / 10, bytes);
+            }
+        }
+        self.policy.tick(self.now);
+        self.observe();
+        self.after(TICK, Event::Tick);
+    }
+
+    fn enter(&mut self) {
+        if self.struck.is_some() {
+            self.book().unevaded = true;
+        }
+        self.phase += 1;
+        self.struck = self.struck.map(|_| self.now);
+    }
+
+    fn step(&mut self, step: usize) {
+        let step = &self.scenario.steps[step];
+        let mut hit = false;
+        for number in &step.whom {
+            let upstream = &mut self.upstreams[*number];
+            if upstream.fault == step.fault {
+                continue;
+            }
+            hit |= step.fault.is_dead() && !upstream.fault.is_dead();
+            if upstream.fault.is_dead() && !step.fault.is_dead() {
+                upstream.works = self.now;
+            }
+            (upstream.fault, upstream.since) = (step.fault, self.now);
+            if step.fault == Fault::Refuse {
+                let cut = std::mem::take(&mut upstream.live);
+                for session in cut {
+                    if !self.sessions[session].answered
+                        && let Some(cell) = &self.upstreams[*number].cell
+                    {
+                        cell.was_empty();
+                    }
+                    self.cut(session);
+                }
+            }
+        }
+        let survives = self.upstreams.iter().any(|upstream| !upstream.fault.is_dead());
+        if hit && survives {
+            self.struck.get_or_insert(self.now);
+        }
+        self.watch_evasion(true);
+        self.observe();
+    }
+
+    /// Looks whether new sessions are offered nothing dead any more. `by_itself`: the world has changed, not the snapshot.
+    fn watch_evasion(&mut self, by_itself: bool) {
+        let Some(since) = self.struck else { return };
+        let offered: Vec<SocketAddr> = offered(&self.seen.pools[0], 1).collect();
+        let dead = |upstream: &Upstream| upstream.fault.is_dead();
+        let harmless =
+            !self.upstreams.iter().any(|upstream| dead(upstream) && offered.contains(&upstream.address));
+        if !harmless && self.upstreams.iter().any(|upstream| !dead(upstream)) {
+            return;
+        }
+        let (now, healed) = (self.now, by_itself && since != self.now);
+        let book = self.book();
+        if healed {
+            book.unevaded = true;
+        } else {
+            book.evaded = book.evaded.max(Some(now - since));
+        }
+        self.struck = None;
+    }
+
+    /// Looks at what the policy has come to.
+    fn observe(&mut self) {
+        for notice in self.policy.notices() {
+            self.rules.told(&notice, &self.upstreams);
+            if let Notice::Judged { before, verdict, .. } = notice
+                && (before, verdict) != (Verdict::Unknown, Verdict::Up)
+            {
+                self.book().verdicts += 1;
+            }
+        }
+        let snapshot = Arc::clone(self.policy.snapshot());
+        if !Arc::ptr_eq(&snapshot, &self.seen) {
+            self.rules.published(self.scenario, &snapshot, &self.upstreams, self.now);
+            self.seen = snapshot;
+            self.book().generations += 1;
+            self.watch_evasion(false);
+        }
+        if self.now >= self.end - self.scenario.length + OPENING {
+            let listed: BTreeSet<SocketAddr> = offered(&self.seen.pools[0], usize::MAX).collect();
+            let works = |one: &&Upstream| !one.fault.is_dead() && self.now - one.works >= SETTLED;
+            let lost = self.upstreams.iter().filter(works).filter(|one| !listed.contains(&one.address));
+            #[expect(clippy::cast_precision_loss, reason = "a handful")]
+            let removed = lost.count() as f64 / self.upstreams.len() as f64;
+            let book = self.book();
+            book.removed = book.removed.max(removed);
+        }
+    }
+
+    fn arrive(&mut self) {
+        let random: f64 = self.clients.random();
+        let gap = -(1.0 - random).ln() / self.scenario.rate;
+        // To the microsecond, whatever the last bit of a logarithm.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a time between two clients"
+        )]
+        let gap = Duration::from_micros((gap * 1e6) as u64);
+        self.after(gap, Event::Arrive);
+        let host: [u8; 2] = self.clients.random();
+        let lasts = SESSION.mul_f64(2.0 * self.clients.random::<f64>());
+        let pool = Arc::clone(&self.seen.pools[0]);
+        self.book().sessions += 1;
+        self.sessions.push(Session {
+            phase: self.phase,
+            client: ([192, 168, host[0], host[1]], 40000).into(),
+            started: self.now,
+            attempts: self.policy.attempts(&pool, self.now),
+            tried: Vec::new(),
+            racers: Vec::new(),
+            at: None,
+            answered: false,
+            lasts,
+            over: false,
+        });
+        self.advance(self.sessions.len() - 1);
+    }
+
+    /// Does what a session that is not connected has to do now.
+    fn advance(&mut self, number: usize) {
+        loop {
+            let pool = Arc::clone(&self.seen.pools[0]);
+            let session = &mut self.sessions[number];
+            if session.over || session.at.is_some() {
+                return;
+            }
+            match session.attempts.step(&pool, self.now) {
+                Step::Dial(why) => self.dial(number, &pool, why),
+                Step::Wait(until) => {
+                    if let Some(until) = until {
+                        self.at(until, Event::Wake(number));
+                    }
+                    return;
+                }
+                Step::Over => {
+                    session.over = true;
+                    self.figures[session.phase].failed += 1;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self, number: usize, pool: &Pool, why: Why) {
+        let session = &mut self.sessions[number];
+        let facts = Facts { client: session.client, tried: &session.tried, spread: why == Why::Hedge };
+        let endpoint = choose(pool, &facts, &mut self.routing);
+        let Some(endpoint) = endpoint.filter(|_| session.attempts.may_dial(pool, why, self.now)) else {
+            session.attempts.spent();
+            return;
+        };
+        match why {
+            Why::First => pool.cell.begin(self.now),
+            Why::Retry => pool.cell.retried(),
+            Why::Hedge => {}
+        }
+        let endpoint = Arc::clone(endpoint);
+        assert!(!session.tried.contains(&endpoint.identity), "{} is tried again", endpoint.address());
+        session.tried.push(Arc::clone(&endpoint.identity));
+        let deadline = session.attempts.begun(&endpoint, self.routing.random(), self.now);
+        self.figures[session.phase].dials += 1;
+        endpoint.cell.begin();
+        let racer = session.tried.len();
+        let place = self.upstreams.iter().position(|one| one.address == endpoint.address()).unwrap();
+        let upstream = &mut self.upstreams[place];
+        upstream.cell.get_or_insert_with(|| Arc::clone(&endpoint.cell));
+        let (after, result) = upstream.fault.dial(upstream.distance, &mut self.network);
+        session.racers.push(Racer { number: racer, upstream: place, endpoint, begun: self.now });
+        let at = after.map(|after| self.now + after).filter(|at| *at < deadline);
+        let result = if at.is_some() { result } else { Err(Cause::TimedOut) };
+        self.at(at.unwrap_or(deadline), Event::Dialled { session: number, number: racer, result });
+    }
+
+    fn dialled(&mut self, number: usize, racer: usize, result: Result<(), Cause>) {
+        let session = &mut self.sessions[number];
+        // Who lost the race is no more.
+        let Some(place) = session.racers.iter().position(|one| one.number == racer) else { return };
+        let racer = session.racers.remove(place);
+        match result {
+            Err(cause) => {
+                racer.endpoint.cell.connect_failed(cause);
+                racer.endpoint.cell.finish();
+                session.attempts.failed();
+                self.upstreams[racer.upstream].failed = Some(self.now);
+                self.hint(racer.upstream);
+                self.advance(number);
+            }
+            Ok(()) => {
+                racer.endpoint.cell.connected(self.now - racer.begun);
+                for late in session.racers.drain(..) {
+                    if late.begun < racer.begun {
+                        late.endpoint.cell.overtaken();
+                        self.upstreams[late.upstream].failed = Some(self.now);
+                    }
+                    late.endpoint.cell.finish();
+                }
+                session.at = Some((racer.upstream, self.now));
+                self.connected(number, racer.upstream);
+            }
+        }
+    }
+
+    fn connected(&mut self, number: usize, place: usize) {
+        let session = &self.sessions[number];
+        let upstream = &mut self.upstreams[place];
+        upstream.live.insert(number);
+        let (cloud, distance, fault) = (upstream.cloud, upstream.distance, upstream.fault);
+        let preferred = self.upstreams.iter().filter(|one| !one.fault.is_dead()).map(|one| one.cloud).min();
+        let book = &mut self.figures[session.phase];
+        book.times.push(self.now - session.started);
+        book.wrong += u64::from(!self.scenario.knobs.weighted && preferred.is_some_and(|best| best < cloud));
+        let answer = fault.answer(distance, &mut self.network);
+        self.after(answer, Event::FirstByte(number));
+    }
+
+    fn first_byte(&mut self, number: usize) {
+        let session = &mut self.sessions[number];
+        let Some((place, since)) = session.at.filter(|_| !session.over) else { return };
+        let upstream = &mut self.upstreams[place];
+        if upstream.flows(self.now) {
+            session.answered = true;
+            upstream.failed = None;
+            let lasts = session.lasts;
+            self.after(lasts, Event::End(number));
+        } else if self.now < since + PATIENCE {
+            let again = self.repeat();
+            self.after(again, Event::FirstByte(number));
+        } else {
+            upstream.live.remove(&number);
+            self.cut(number);
+        }
+    }
+
+    /// The session's time is up: it ends well where bytes flow, otherwise it waits for them.
+    fn finish(&mut self, number: usize) {
+        let session = &mut self.sessions[number];
+        let Some((place, since)) = session.at.filter(|_| !session.over) else { return };
+        let upstream = &mut self.upstreams[place];
+        let flows = upstream.flows(self.now);
+        if !flows && self.now < since + session.lasts + USER_TIMEOUT {
+            let again = self.repeat();
+            self.after(again, Event::End(number));
+            return;
+        }
+        upstream.live.remove(&number);
+        if flows {
+            session.over = true;
+            upstream.cell.as_ref().unwrap().finish();
+        } else {
+            self.cut(number);
+        }
+    }
+
+    /// When bytes that did not get through are sent again: never in step with what is wrong.
+    fn repeat(&mut self) -> Duration {
+        Duration::from_millis(self.network.random_range(100..500))
+    }
+
+    /// A connected session is lost; it has left its endpoint's list already.
+    fn cut(&mut self, number: usize) {
+        let session = &mut self.sessions[number];
+        session.over = true;
+        let (place, _) = session.at.unwrap();
+        let answered = session.answered;
+        let upstream = &mut self.upstreams[place];
+        upstream.cell.as_ref().unwrap().finish();
+        if !answered {
+            upstream.failed = Some(self.now);
+        }
+        let book = self.book();
+        if answered { book.cut += 1 } else { book.mute += 1 }
+    }
+
+    /// A session could not connect: the next probe comes at once.
+    fn hint(&mut self, place: usize) {
+        let watch = &mut self.upstreams[place].watch;
+        if watch.under_way {
+            watch.hinted = true;
+            return;
+        }
+        watch.judge.hint();
+        watch.due += 1;
+        let (at, due) = (watch.judge.next(watch.started, self.now, watch.pace), watch.due);
+        self.at(at, Event::Probe { upstream: place, due });
+    }
+
+    fn probe(&mut self, place: usize, due: u64) {
+        let upstream = &mut self.upstreams[place];
+        if upstream.watch.due != due || upstream.watch.under_way {
+            return;
+        }
+        let watch = &mut upstream.watch;
+        (watch.started, watch.under_way) = (self.now, true);
+        watch.judge.probing(self.now);
+        let (distance, timeout) = (upstream.distance, self.health.timeout);
+        let answering = self.scenario.knobs.answering;
+        let (after, result) = upstream.fault.probe(distance, timeout, answering, &mut self.network);
+        self.after(after, Event::Probed { upstream: place, result });
+    }
+
+    fn probed(&mut self, place: usize, result: Result<(), &'static str>) {
+        let (rise, fall) = self.policy.thresholds(&self.health);
+        let upstream = &mut self.upstreams[place];
+        let watch = &mut upstream.watch;
+        let first = upstream.probes.is_empty();
+        upstream.probes.push(result.is_ok());
+        watch.under_way = false;
+        let turn = match result {
+            Ok(()) => watch.judge.good(rise),
+            Err(why) => watch.judge.bad(fall, why),
+        };
+        if std::mem::take(&mut watch.hinted) {
+            watch.judge.hint();
+        }
+        let vary = 1.0 + self.health.jitter * (2.0 * self.network.random::<f64>() - 1.0);
+        // As all had their first at once.
+        let phase = if first { self.network.random::<f64>() } else { vary };
+        let (interval, fast) = (self.health.interval.mul_f64(phase), self.health.fast_interval.mul_f64(vary));
+        watch.pace = Pace { interval, fast };
+        watch.due += 1;
+        let (at, due) = (watch.judge.next(watch.started, self.now, watch.pace), watch.due);
+        if let Some(turn) = turn {
+            let endpoint = EndpointKey { pool: PoolName::from("p"), address: upstream.address };
+            let change = Change::Verdict { endpoint, verdict: turn.verdict, reason: turn.reason.into() };
+            self.policy.take(change, self.now);
+            self.observe();
+        }
+        self.at(at, Event::Probe { upstream: place, due });
+    }
+
+    /// The books must balance.
+    fn close(mut self) -> (Vec<Figures>, Vec<String>) {
+        if self.struck.is_some() {
+            self.book().unevaded = true;
+        }
+        for (number, upstream) in self.upstreams.iter().enumerate() {
+            let at =
+                |session: &&Session| !session.over && session.at.is_some_and(|(place, _)| place == number);
+            let dialling = self.sessions.iter().flat_map(|session| &session.racers);
+            let dialling = dialling.filter(|racer| racer.upstream == number).count();
+            let live = self.sessions.iter().filter(at).count();
+            assert_eq!(live, upstream.live.len());
+            if let Some(cell) = &upstream.cell {
+                assert_eq!(cell.active(), (live + dialling) as u64, "sessions of {}", upstream.address);
+            }
+        }
+        let cells = || self.upstreams.iter().filter_map(|upstream| upstream.cell.as_ref());
+        let connected: usize = self.figures.iter().map(|figures| figures.times.len()).sum();
+        assert_eq!(cells().map(|cell| cell.sessions()).sum::<u64>(), connected as u64);
+        (self.figures, self.rules.breaches)
+    }
+}
+
+impl Upstream {
+    fn new(scenario: &Scenario, number: usize, now: Instant) -> Self {
+        let cloud = scenario.cloud_of(number);
+        Self {
+            address: scenario.address(number),
+            cloud,
+            distance: CLOUDS[cloud].1,
+            fault: Fault::None,
+            since: now,
+            works: now,
+            failed: None,
+            cell: None,
+            live: BTreeSet::new(),
+            probes: Vec::new(),
+            watch: Watch {
+                judge: Judge::default(),
+                started: now,
+                under_way: false,
+                hinted: false,
+                pace: Pace { interval: Duration::ZERO, fast: Duration::ZERO },
+                due: 0,
+            },
+        }
+    }
+
+    /// True when a session failed here lately and none has had an answer since.
+    pub(crate) fn is_corroborated(&self, now: Instant) -> bool {
+        self.failed.is_some_and(|at| now - at <= EVIDENCE)
+    }
+
+    /// True when it moves bytes towards clients.
+    pub(crate) fn carries(&self, now: Instant) -> bool {
+        !self.live.is_empty() && self.flows(now)
+    }
+
+    fn flows(&self, now: Instant) -> bool {
+        self.fault.flows(now - self.since)
+    }
+}
+
+/// The addresses that the first `tiers` of a pool offer.
+pub(crate) fn offered(pool: &Pool, tiers: usize) -> impl Iterator<Item = SocketAddr> {
+    let groups = pool.tiers.iter().take(tiers).flat_map(|tier| &tier.groups);
+    groups.flat_map(|group| &group.endpoints).map(|endpoint| endpoint.address())
+}
