@@ -37,7 +37,7 @@ pub const WHEN_ALL_DOWN: WhenAllDown = WhenAllDown::TryAnyway;
 /// by then another endpoint has answered.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Attempts for one session: two in the first cloud and two in the next, as the third goes to another cloud.
+/// Attempts for one session: two in the first cloud and two in the next. With three clouds it is one in each, and one more.
 pub const ATTEMPTS: u8 = 4;
 
 /// Not every endpoint bears connections that say nothing, so somebody must have said that this one does.

@@ -66,9 +66,12 @@ impl Kind {
     pub(crate) const fn restraint(self) -> Restraint {
         match self {
             // Checks alone remove whatever they like, still.
-            Self::Twinspan | Self::ChecksOnly | Self::Naive => {
-                Restraint { floor: None, velocity: None, last_cloud: false }
-            }
+            Self::Twinspan | Self::ChecksOnly | Self::Naive => Restraint {
+                floor: None,
+                velocity: None,
+                last_cloud: false,
+                served: matches!(self, Self::Twinspan),
+            },
         }
     }
 

@@ -14,7 +14,7 @@ use twinspan::{
 };
 
 use crate::{
-    script::Scenario,
+    script::{CLOUDS, Scenario},
     world::{Upstream, offered},
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct Restraint {
     pub(crate) velocity: Option<f64>,
     /// The last cloud that carries bytes stays in use.
     pub(crate) last_cloud: bool,
+    /// A session is connected if all is well in some cloud, for so long that probes must have found it.
+    pub(crate) served: bool,
 }
 
 /// Watches a run.
@@ -99,7 +101,7 @@ impl Rules {
     }
 
     fn restrained(&mut self, before: &BTreeSet<SocketAddr>, upstreams: &[Upstream], now: Instant) {
-        let Restraint { floor, velocity, last_cloud } = self.restraint;
+        let Restraint { floor, velocity, last_cloud, .. } = self.restraint;
         // A cloud that is down as a whole counts for nothing, but it is not down while bytes come from a part of it. Nor
         // does what was never seen alive.
         let counts = |cloud: usize| {
@@ -149,6 +151,18 @@ impl Rules {
         self.check(evidence && !reason.is_empty() && before != verdict, || {
             format!("no evidence: {notice:?}")
         });
+    }
+
+    /// A session got no connection; what has been well since `then` should have had it.
+    pub(crate) fn failed(&mut self, then: Instant, upstreams: &[Upstream]) {
+        let well = |cloud: usize| {
+            let mut members = upstreams.iter().filter(|one| one.cloud == cloud);
+            members.all(|one| one.is_well_since(then))
+        };
+        let cloud = upstreams.iter().map(|one| one.cloud).find(|cloud| well(*cloud));
+        if let Some(cloud) = cloud.filter(|_| self.restraint.served) {
+            self.check(false, || format!("a session failed though all is well in {}", CLOUDS[cloud].0));
+        }
     }
 
     fn check(&mut self, holds: bool, breach: impl FnOnce() -> String) {

@@ -224,6 +224,9 @@ pub(crate) fn board() -> Vec<Scenario> {
     let mut three = Scenario::new("three clouds: one after the other");
     three.clouds = vec![3, 3, 3];
     all.push(three.with(Fault::Blackhole, 0..3, 10.0, 50.0).with(Fault::Blackhole, 3..6, 20.0, 40.0));
+    let mut two = Scenario::new("three clouds: two rejected at once");
+    two.clouds = vec![3, 3, 3];
+    all.push(two.with(Fault::Reject, 0..6, 10.0, 40.0));
     all.push(october());
     all
 }
@@ -291,8 +294,10 @@ fn any_fault(rng: &mut impl Rng) -> Fault {
 fn anyone(scenario: &Scenario, rng: &mut impl Rng) -> Vec<usize> {
     let all: usize = scenario.clouds.iter().sum();
     let cloud = scenario.cloud(rng.random_range(0..scenario.clouds.len()));
-    match rng.random_range(0..4) {
+    match rng.random_range(0..5) {
         0 => vec![rng.random_range(0..all)],
+        // Everything but one cloud.
+        3 => (0..all).filter(|endpoint| !cloud.contains(endpoint)).collect(),
         1 => cloud.clone().take(cloud.len().div_ceil(2)).collect(),
         2 => cloud.collect(),
         _ => (0..all).collect(),

@@ -430,6 +430,8 @@ impl<'a> World<'a> {
                 Step::Over => {
                     session.over = true;
                     self.figures[session.phase].failed += 1;
+                    let known = self.health.interval * self.scenario.knobs.rise + SETTLED;
+                    self.rules.failed(session.started - known, &self.upstreams);
                     return;
                 }
             }
@@ -674,6 +676,11 @@ impl Upstream {
     /// True when a session failed here lately and none has had an answer since.
     pub(crate) fn is_corroborated(&self, now: Instant) -> bool {
         self.failed.is_some_and(|at| now - at <= EVIDENCE)
+    }
+
+    /// True when nothing has been wrong with it since then.
+    pub(crate) fn is_well_since(&self, then: Instant) -> bool {
+        self.fault == Fault::None && self.since <= then
     }
 
     /// True when it moves bytes towards clients.

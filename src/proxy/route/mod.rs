@@ -14,7 +14,8 @@ use crate::{
     state::{Endpoint, Group, Pool, Tier},
 };
 
-/// Failed attempts in one cloud after which a session looks at the other clouds first.
+/// Failed attempts in one cloud after which a session looks at the other clouds first, if its attempts reach every cloud
+/// all the same.
 const ATTEMPTS_PER_CLOUD: usize = 2;
 
 /// What is known of a client before it is routed.
@@ -29,7 +30,7 @@ pub struct Facts<'a> {
 }
 
 /// Chooses the endpoint for a session's next attempt: never one it has tried, from the first tier that has one left, and
-/// from another cloud once two attempts in one have failed, or if the attempts are to spread. An endpoint on trial takes a
+/// from another cloud once two attempts in one have failed (one, if the attempts must do for many clouds), or if the attempts are to spread. An endpoint on trial takes a
 /// session's first attempt, if it has a permit for one. `None` when nothing is left.
 #[must_use]
 pub fn choose<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Option<&'p Arc<Endpoint>> {
@@ -40,9 +41,16 @@ pub fn choose<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Opti
         let group = first_group(pool, pool.tiers.first()?, facts)?;
         return group.endpoints.get(first_endpoint(pool.balance, group, facts, rng));
     }
-    let enough = if facts.spread { 1 } else { ATTEMPTS_PER_CLOUD };
+    let enough = if facts.spread { 1 } else { attempts_per_cloud(pool) };
     let fresh = |cloud: &CloudName| facts.tried.iter().filter(|tried| tried.cloud == *cloud).count() < enough;
     next(pool, facts, rng, fresh).or_else(|| next(pool, facts, rng, |_| true))
+}
+
+/// Fewer than usual where the last cloud would have no attempt left.
+fn attempts_per_cloud(pool: &Pool) -> usize {
+    let clouds: usize = pool.tiers.iter().map(|tier| tier.groups.len()).sum();
+    let reach = usize::from(pool.connect.attempts.saturating_sub(1)).checked_div(clouds.saturating_sub(1));
+    reach.map_or(ATTEMPTS_PER_CLOUD, |reach| reach.clamp(1, ATTEMPTS_PER_CLOUD))
 }
 
 /// A client's hash: its address without its port, the same for IPv4 and IPv4-mapped addresses.

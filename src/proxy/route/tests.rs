@@ -130,20 +130,33 @@ fn attempts_visit_every_endpoint_once_and_then_end() {
     }
 }
 
+/// The clouds of a session's attempts, one after the other.
+fn clouds_tried(pool: &Pool, attempts: usize) -> Vec<String> {
+    let (mut rng, mut tried, mut clouds) = (rng(), Vec::new(), Vec::new());
+    for _ in 0..attempts {
+        let facts = Facts { client: client(1), tried: &tried, spread: false };
+        let identity = Arc::clone(&choose(pool, &facts, &mut rng).unwrap().identity);
+        clouds.push(identity.cloud.as_str().to_owned());
+        tried.push(identity);
+    }
+    clouds
+}
+
 #[test]
 fn the_third_attempt_goes_to_another_cloud() {
     for balance in ALL {
         let pool = pool(balance, &[&[("aws", 1, 10)], &[("gcp", 1, 10)]]);
-        let mut rng = rng();
-        let mut tried = Vec::new();
-        let mut clouds = Vec::new();
-        for _ in 0..5 {
-            let endpoint =
-                choose(&pool, &Facts { client: client(1), tried: &tried, spread: false }, &mut rng).unwrap();
-            clouds.push(endpoint.identity.cloud.as_str().to_owned());
-            tried.push(Arc::clone(&endpoint.identity));
-        }
-        assert_eq!(clouds, ["aws", "aws", "gcp", "gcp", "aws"], "{balance:?}");
+        assert_eq!(clouds_tried(&pool, 5), ["aws", "aws", "gcp", "gcp", "aws"], "{balance:?}");
+    }
+}
+
+#[test]
+fn the_attempts_of_a_session_reach_every_cloud() {
+    for balance in ALL {
+        let mut pool = pool(balance, &[&[("aws", 1, 10)], &[("gcp", 1, 10)], &[("azure", 1, 10)]]);
+        assert_eq!(clouds_tried(&pool, 4), ["aws", "gcp", "azure", "aws"], "{balance:?}");
+        pool.connect.attempts = 6;
+        assert_eq!(clouds_tried(&pool, 6), ["aws", "aws", "gcp", "gcp", "azure", "azure"], "{balance:?}");
     }
 }
 
