@@ -90,8 +90,8 @@ pub(crate) fn document(rows: &[Row]) -> String {
     let mut text = String::from(
         "# Outages\n\n\
          What an outage costs, in a simulation of the whole proxy but its sockets: verdicts, snapshots, the choice of an\n\
-         endpoint and the race between two are the production code; the network and the time are not (`tests/sim`). The same seed gives the same\n\
-         clients to every policy, so the figures are exact and the same on every machine.\n\n\
+         endpoint and the race between two are the production code; the network and the time are not (`tests/sim`). The same\n\
+         seed gives the same clients to every policy, so the figures are exact and the same on every machine.\n\n\
          - `twinspan`: this program as it is.\n\
          - `checks only`: probes with rise and fall, their verdicts carried out at once, up to four attempts one after the\n\
          \u{20} other: what most proxies do.\n\
@@ -104,7 +104,7 @@ pub(crate) fn document(rows: &[Row]) -> String {
          - *p50*, *p99*, *max*: milliseconds until a session was connected.\n\
          - *elsewhere*: sessions connected in another cloud although one that is preferred to it worked.\n\
          - *evaded*: time from something's death until the first choice of new sessions held nothing dead; the longest.\n\
-         - *removed*: the largest part of the endpoints that worked and were out of use all the same.\n\
+         - *removed*: the largest part of the endpoints that had worked for 5 s and were out of use all the same.\n\
          - *verdicts*, *generations*: changes of mind, and snapshots. *extra*: attempts beyond one a session.\n\n",
     );
     text.push_str(&totals(rows));

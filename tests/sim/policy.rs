@@ -113,6 +113,7 @@ impl Policy for Twinspan {
     }
 
     fn tick(&mut self, now: Instant) {
+        self.0.look(now);
         self.0.compile(now);
     }
 

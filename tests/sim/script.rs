@@ -55,6 +55,10 @@ pub(crate) struct Knobs {
     pub(crate) answering: bool,
     /// Endpoints are given by names.
     pub(crate) names: bool,
+    /// The first byte is watched.
+    pub(crate) first_byte: Option<Duration>,
+    /// Whether a session without one moves on.
+    pub(crate) replay: &'static str,
 }
 
 impl Default for Knobs {
@@ -69,6 +73,8 @@ impl Default for Knobs {
             slow_start: Duration::from_secs(10),
             answering: false,
             names: false,
+            first_byte: None,
+            replay: "off",
         }
     }
 }
@@ -147,12 +153,17 @@ impl Scenario {
             let order: Vec<_> = names().map(|name| format!("\"{name}\"")).collect();
             format!("policy = \"failover\"\norder = [{}]", order.join(", "))
         };
+        let mut watch = String::new();
+        if let Some(time) = self.knobs.first_byte {
+            writeln!(watch, "first_byte_timeout = \"{}ms\"", time.as_millis()).unwrap();
+        }
+        writeln!(watch, "replay = \"{}\"", self.knobs.replay).unwrap();
         let answer = if *answering { "send = \"PING\\r\\n\"\nexpect = \"+PONG\"\n" } else { "" };
         let (interval, slow_start) = (interval.as_millis(), slow_start.as_millis());
         write!(
             text,
             "[[pool]]\nname = \"p\"\n{policy}\nbalance = \"{balance}\"\nwhen_all_down = \"{when_all_down}\"\n\
-             slow_start = \"{slow_start}ms\"\n\
+             slow_start = \"{slow_start}ms\"\n{watch}\
              [pool.health.tcp]\ninterval = \"{interval}ms\"\nrise = {rise}\nfall = {fall}\n{answer}"
         )
         .unwrap();
@@ -195,6 +206,15 @@ pub(crate) fn board() -> Vec<Scenario> {
         Scenario::new("a cloud: stopped, probes want an answer").with(Fault::Stopped, 0..4, 10.0, 40.0);
     asked.knobs.answering = true;
     all.push(asked);
+    for (part, whom) in [("one endpoint", 0..1), ("a cloud", 0..4)] {
+        let mut watched = Scenario::new(&format!("{part}: stopped, first byte watched"));
+        watched.knobs.first_byte = Some(secs(1.0));
+        let mut moving = watched.clone();
+        moving.name.push_str(", sessions move on");
+        moving.knobs.replay = "until_first_byte";
+        all.push(watched.with(Fault::Stopped, whom.clone(), 10.0, 40.0));
+        all.push(moving.with(Fault::Stopped, whom, 10.0, 40.0));
+    }
     let slow = Fault::Slow(Duration::from_millis(400));
     all.push(Scenario::new("a cloud: 10 to 400 ms").with(slow, 0..4, 10.0, 40.0));
     all.push(Scenario::new("a cloud: 3 % loss").with(Fault::Loss(0.03), 0..4, 10.0, 40.0));
@@ -263,6 +283,8 @@ pub(crate) fn random(seed: u64) -> Scenario {
         slow_start: Duration::from_millis(rng.random_range(0..8000)),
         answering: rng.random(),
         names: rng.random_bool(0.2),
+        first_byte: rng.random_bool(0.3).then(|| Duration::from_millis(rng.random_range(500..3000))),
+        replay: if rng.random_bool(0.3) { "until_first_byte" } else { "off" },
     };
     for _ in 0..rng.random_range(1..6) {
         let (fault, whom) = (any_fault(&mut rng), anyone(&scenario, &mut rng));

@@ -18,7 +18,7 @@ use twinspan::{
     },
     ids::{EndpointIdentity, EndpointKey, PoolName},
     proxy::{Facts, Step, Why, choose},
-    state::{Endpoint, EndpointCell, Pool, PoolCell, Snapshot},
+    state::{Connect, Endpoint, EndpointCell, Pool, PoolCell, Snapshot},
     telemetry::Cause,
 };
 
@@ -90,7 +90,11 @@ struct Session {
     racers: Vec<Racer>,
     /// Where it is connected, and since when.
     at: Option<(usize, Instant)>,
+    /// What it was routed by when it was connected.
+    connect: Connect,
     answered: bool,
+    /// Times that it was given to another endpoint before the first byte.
+    moves: u8,
     lasts: Duration,
     over: bool,
 }
@@ -111,7 +115,8 @@ enum Event {
     Arrive,
     Wake(usize),
     Dialled { session: usize, number: usize, result: Result<(), Cause> },
-    FirstByte(usize),
+    FirstByte { session: usize, moves: u8 },
+    Mute { session: usize, moves: u8 },
     End(usize),
     Probe { upstream: usize, due: u64 },
     Probed { upstream: usize, result: Result<(), &'static str> },
@@ -163,6 +168,8 @@ pub(crate) struct World<'a> {
     figures: Vec<Figures>,
     phase: usize,
     seen: Arc<Snapshot>,
+    /// Connections that sessions got.
+    connected: u64,
     /// Since when something that is dead may have been offered.
     struck: Option<Instant>,
 }
@@ -226,6 +233,7 @@ impl<'a> World<'a> {
             routing: rng(2),
             figures: vec![Figures::default(); scenario.phases.len()],
             phase: 0,
+            connected: 0,
             struck: None,
         };
         world.begin();
@@ -267,7 +275,8 @@ impl<'a> World<'a> {
             Event::Arrive => self.arrive(),
             Event::Wake(session) => self.advance(session),
             Event::Dialled { session, number, result } => self.dialled(session, number, result),
-            Event::FirstByte(session) => self.first_byte(session),
+            Event::FirstByte { session, moves } => self.first_byte(session, moves),
+            Event::Mute { session, moves } => self.mute(session, moves),
             Event::End(session) => self.finish(session),
             Event::Probe { upstream, due } => self.probe(upstream, due),
             Event::Probed { upstream, result } => self.probed(upstream, result),
@@ -302,7 +311,7 @@ impl<'a> World<'a> {
 
     fn step(&mut self, step: usize) {
         let step = &self.scenario.steps[step];
-        let mut hit = false;
+        let (mut hit, mut reset) = (false, Vec::new());
         for number in &step.whom {
             let upstream = &mut self.upstreams[*number];
             if upstream.fault == step.fault {
@@ -314,17 +323,10 @@ impl<'a> World<'a> {
             }
             (upstream.fault, upstream.since) = (step.fault, self.now);
             if step.fault == Fault::Refuse {
-                let cut = std::mem::take(&mut upstream.live);
-                for session in cut {
-                    if !self.sessions[session].answered
-                        && let Some(cell) = &self.upstreams[*number].cell
-                    {
-                        cell.was_empty();
-                    }
-                    self.cut(session);
-                }
+                reset.extend(std::mem::take(&mut upstream.live));
             }
         }
+        reset.into_iter().for_each(|session| self.reset(session));
         let survives = self.upstreams.iter().any(|upstream| !upstream.fault.is_dead());
         if hit && survives {
             self.struck.get_or_insert(self.now);
@@ -404,7 +406,9 @@ impl<'a> World<'a> {
             tried: Vec::new(),
             racers: Vec::new(),
             at: None,
+            connect: pool.connect,
             answered: false,
+            moves: 0,
             lasts,
             over: false,
         });
@@ -429,7 +433,12 @@ impl<'a> World<'a> {
                 }
                 Step::Over => {
                     session.over = true;
-                    self.figures[session.phase].failed += 1;
+                    let book = &mut self.figures[session.phase];
+                    if session.moves > 0 {
+                        book.mute += 1;
+                        return;
+                    }
+                    book.failed += 1;
                     let known = self.health.interval * self.scenario.knobs.rise + SETTLED;
                     self.rules.failed(session.started - known, &self.upstreams);
                     return;
@@ -447,6 +456,7 @@ impl<'a> World<'a> {
             return;
         };
         match why {
+            Why::First if session.moves > 0 => {}
             Why::First => pool.cell.begin(self.now),
             Why::Retry => pool.cell.retried(),
             Why::Hedge => {}
@@ -473,7 +483,8 @@ impl<'a> World<'a> {
         // Who lost the race is no more.
         let Some(place) = session.racers.iter().position(|one| one.number == racer) else { return };
         let racer = session.racers.remove(place);
-        match result {
+        let gone = self.upstreams[racer.upstream].fault == Fault::Refuse;
+        match result.and(if gone { Err(Cause::Refused) } else { Ok(()) }) {
             Err(cause) => {
                 racer.endpoint.cell.connect_failed(cause);
                 racer.endpoint.cell.finish();
@@ -492,6 +503,7 @@ impl<'a> World<'a> {
                     late.endpoint.cell.finish();
                 }
                 session.at = Some((racer.upstream, self.now));
+                session.connect = self.seen.pools[0].connect;
                 self.connected(number, racer.upstream);
             }
         }
@@ -501,18 +513,26 @@ impl<'a> World<'a> {
         let session = &self.sessions[number];
         let upstream = &mut self.upstreams[place];
         upstream.live.insert(number);
+        self.connected += 1;
         let (cloud, distance, fault) = (upstream.cloud, upstream.distance, upstream.fault);
         let preferred = self.upstreams.iter().filter(|one| !one.fault.is_dead()).map(|one| one.cloud).min();
         let book = &mut self.figures[session.phase];
-        book.times.push(self.now - session.started);
+        if session.moves == 0 {
+            book.times.push(self.now - session.started);
+        }
         book.wrong += u64::from(!self.scenario.knobs.weighted && preferred.is_some_and(|best| best < cloud));
         let answer = fault.answer(distance, &mut self.network);
-        self.after(answer, Event::FirstByte(number));
+        let (moves, watched) = (session.moves, session.connect.first_byte);
+        self.after(answer, Event::FirstByte { session: number, moves });
+        if let Some(patience) = watched {
+            self.after(patience, Event::Mute { session: number, moves });
+        }
     }
 
-    fn first_byte(&mut self, number: usize) {
+    fn first_byte(&mut self, number: usize, moves: u8) {
         let session = &mut self.sessions[number];
-        let Some((place, since)) = session.at.filter(|_| !session.over) else { return };
+        let there = !session.over && session.moves == moves;
+        let Some((place, since)) = session.at.filter(|_| there) else { return };
         let upstream = &mut self.upstreams[place];
         if upstream.flows(self.now) {
             session.answered = true;
@@ -521,11 +541,49 @@ impl<'a> World<'a> {
             self.after(lasts, Event::End(number));
         } else if self.now < since + PATIENCE {
             let again = self.repeat();
-            self.after(again, Event::FirstByte(number));
+            self.after(again, Event::FirstByte { session: number, moves });
         } else {
             upstream.live.remove(&number);
             self.cut(number);
         }
+    }
+
+    /// The first byte is late, where that is watched.
+    fn mute(&mut self, number: usize, moves: u8) {
+        let session = &self.sessions[number];
+        let there = !session.over && !session.answered && session.moves == moves;
+        let Some((place, _)) = session.at.filter(|_| there) else { return };
+        let upstream = &mut self.upstreams[place];
+        upstream.live.remove(&number);
+        upstream.cell.as_ref().unwrap().was_mute();
+        self.unanswered(number);
+    }
+
+    /// The process behind an endpoint has gone; its session has left the list already.
+    fn reset(&mut self, number: usize) {
+        let session = &self.sessions[number];
+        if session.answered {
+            self.cut(number);
+        } else if let Some((place, _)) = session.at {
+            self.upstreams[place].cell.as_ref().unwrap().was_empty();
+            self.unanswered(number);
+        }
+    }
+
+    /// The endpoint of a session has not answered it: it moves on, if it may. It has left its endpoint's list already.
+    fn unanswered(&mut self, number: usize) {
+        let pool = Arc::clone(&self.seen.pools[0]);
+        let session = &mut self.sessions[number];
+        let Some(place) = session.at.filter(|_| session.connect.replay.is_some()) else {
+            return self.cut(number);
+        };
+        let upstream = &mut self.upstreams[place.0];
+        upstream.cell.as_ref().unwrap().finish();
+        upstream.failed = Some(self.now);
+        pool.cell.replays();
+        (session.at, session.moves) = (None, session.moves + 1);
+        session.attempts = self.policy.attempts(&pool, self.now);
+        self.advance(number);
     }
 
     /// The session's time is up: it ends well where bytes flow, otherwise it waits for them.
@@ -642,8 +700,8 @@ impl<'a> World<'a> {
             }
         }
         let cells = || self.upstreams.iter().filter_map(|upstream| upstream.cell.as_ref());
-        let connected: usize = self.figures.iter().map(|figures| figures.times.len()).sum();
-        assert_eq!(cells().map(|cell| cell.sessions()).sum::<u64>(), connected as u64);
+        let sessions: u64 = cells().map(|cell| cell.sessions()).sum();
+        assert_eq!(sessions, self.connected, "sessions that connected");
         (self.figures, self.rules.breaches)
     }
 }
