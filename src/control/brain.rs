@@ -207,3 +207,64 @@ impl Brain {
         self.snapshot.listeners.iter().filter(is_used).filter(|old| !stays(old)).cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::parse, ids::Generation, state::ListenerCell};
+
+    const CONFIG: &str = "\
+        version = 1\n[cloud.aws]\n[cloud.gcp]\n\
+        [[pool]]\nname = \"p\"\npolicy = \"failover\"\norder = [\"aws\", \"gcp\"]\nslow_start = \"10s\"\n[pool.health.tcp]\n\
+        [[pool.endpoint]]\naddress = \"10.0.0.1:1\"\ncloud = \"aws\"\n\
+        [[pool.endpoint]]\naddress = \"10.1.0.1:1\"\ncloud = \"gcp\"\n\
+        [[listener]]\nname = \"l\"\nbind = \"127.0.0.1:5000\"\npool = \"p\"\n";
+
+    fn brain(now: Instant) -> Brain {
+        let config = Arc::new(parse(CONFIG, "test").unwrap().config);
+        let open = |config: &crate::config::Listener| OpenListener {
+            config: config.clone(),
+            cell: Arc::new(ListenerCell::new(config.name.clone(), config.bind.address)),
+        };
+        let mut brain = Brain::new(Arc::clone(&config), Vec::new());
+        brain.configure(Arc::clone(&config), config.listeners.iter().map(open).collect(), Vec::new(), now);
+        brain
+    }
+
+    fn verdict(verdict: Verdict) -> Change {
+        let endpoint = EndpointKey { pool: PoolName::from("p"), address: "10.0.0.1:1".parse().unwrap() };
+        Change::Verdict { endpoint, verdict, reason: Arc::from("a test") }
+    }
+
+    #[test]
+    fn changes_become_one_generation_and_nothing_becomes_none() {
+        let now = Instant::now();
+        let mut brain = brain(now);
+        assert_eq!(brain.compile(now).unwrap().generation, Generation(1));
+        assert!(brain.compile(now).is_none());
+        assert!(brain.take(verdict(Verdict::Up), now).is_some());
+        assert!(brain.take(verdict(Verdict::Down), now).is_some());
+        assert!(brain.take(verdict(Verdict::Down), now).is_none(), "no news");
+        assert_eq!(brain.compile(now).unwrap().generation, Generation(2));
+        assert!(brain.compile(now).is_none());
+        assert_eq!((brain.notices().len(), brain.notices().len()), (2, 0), "each is told once");
+    }
+
+    #[test]
+    fn a_slow_start_is_due_by_itself() {
+        let mut now = Instant::now();
+        let mut brain = brain(now);
+        for change in [Verdict::Down, Verdict::Up] {
+            brain.take(verdict(change), now);
+        }
+        brain.compile(now);
+        let mut weights = Vec::new();
+        while let Some(due) = brain.due() {
+            assert!(due > now && brain.compile(now).is_none(), "nothing before it is due");
+            now = due;
+            let snapshot = brain.compile(now).unwrap();
+            weights.push(snapshot.pools[0].tiers[0].groups[0].endpoints[0].weight);
+        }
+        assert_eq!(weights, [20, 30, 40, 50, 60, 70, 80, 90, 100, 100]);
+    }
+}
