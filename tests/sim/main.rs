@@ -1,7 +1,8 @@
 //! Outages in a simulated world: the control plane's decisions and the choice of an endpoint as in production, over a
 //! network and a time of their own. One seed decides everything, so every figure and every failure comes again.
 //!
-//! `TWINSPAN_SEED=n` runs one random outage, `TWINSPAN_SEEDS=n` so many; `REGENERATE=1` writes the scoreboard.
+//! `TWINSPAN_SEED=n` runs one random outage, `TWINSPAN_SEEDS=n` so many; `TWINSPAN_TELL=1` tells what happens in each, and
+//! `REGENERATE=1` writes the scoreboard.
 
 #![cfg(test)]
 
@@ -72,7 +73,9 @@ fn attempt(seed: u64) -> Result<(), String> {
         return Ok(());
     }
     let breaches = breaches.join("\n");
-    Err(format!("TWINSPAN_SEED={seed} cargo test --test sim random\n{breaches}\n{scenario:#?}"))
+    Err(format!(
+        "TWINSPAN_TELL=1 TWINSPAN_SEED={seed} cargo test --test sim random -- --nocapture\n{breaches}\n{scenario:#?}"
+    ))
 }
 
 fn number(variable: &str) -> Option<u64> {

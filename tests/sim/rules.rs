@@ -1,7 +1,7 @@
 //! What must hold in every world, at every moment.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::Duration,
 };
@@ -43,8 +43,8 @@ pub(crate) struct Rules {
     restraint: Restraint,
     generation: Generation,
     offered: BTreeSet<SocketAddr>,
-    /// Endpoints that were removed though no session had failed there.
-    removed: VecDeque<Instant>,
+    /// Endpoints that were removed though no session had failed there, and when they were last.
+    removed: BTreeMap<SocketAddr, Instant>,
     /// What was broken.
     pub(crate) breaches: Vec<String>,
 }
@@ -56,7 +56,7 @@ impl Rules {
             restraint,
             generation: Generation(0),
             offered: BTreeSet::new(),
-            removed: VecDeque::new(),
+            removed: BTreeMap::new(),
             breaches: Vec::new(),
         }
     }
@@ -104,35 +104,39 @@ impl Rules {
         let Restraint { floor, velocity, last_cloud, .. } = self.restraint;
         // A cloud that is down as a whole counts for nothing, but it is not down while bytes come from a part of it. Nor
         // does what was never seen alive.
-        let counts = |cloud: usize| {
+        let counts = |cloud: usize, offered: &BTreeSet<SocketAddr>| {
             let members = || upstreams.iter().filter(|one| one.cloud == cloud);
-            members().any(|one| self.offered.contains(&one.address))
+            members().any(|one| offered.contains(&one.address))
                 || 4 * members().filter(|one| one.carries(now)).count() >= members().count()
         };
-        let base: Vec<&Upstream> =
-            upstreams.iter().filter(|one| one.probes.contains(&true) && counts(one.cloud)).collect();
+        let either: BTreeSet<SocketAddr> = before.union(&self.offered).copied().collect();
+        let alive = upstreams.iter().filter(|one| one.probes.contains(&true));
+        let base: Vec<&Upstream> = alive.filter(|one| counts(one.cloud, &either)).collect();
         let part = |count: usize, part: f64| {
             #[expect(clippy::cast_precision_loss, reason = "a handful")]
             let (count, whole) = (count as f64, base.len() as f64);
             count - part * whole
         };
-        let offered = base.iter().filter(|one| self.offered.contains(&one.address)).count();
-        let gone = base.iter().filter(|one| {
-            before.contains(&one.address) && !self.offered.contains(&one.address) && !one.is_corroborated(now)
-        });
-        let gone = gone.count();
+        // What is truly dead is no loss.
+        let left = |one: &&&Upstream| self.offered.contains(&one.address) || one.fault.is_dead();
+        let offered = base.iter().filter(left).count();
+        let gone: Vec<SocketAddr> = base
+            .iter()
+            .filter(|one| before.contains(&one.address) && !self.offered.contains(&one.address))
+            .filter(|one| counts(one.cloud, &self.offered) && !one.is_corroborated(now))
+            .map(|one| one.address)
+            .collect();
         let carrying = |offered: &BTreeSet<SocketAddr>| {
             upstreams.iter().any(|one| one.carries(now) && offered.contains(&one.address))
         };
         let lost = carrying(before) && !carrying(&self.offered);
-        self.removed.extend(std::iter::repeat_n(now, gone));
-        while self.removed.front().is_some_and(|at| now - *at >= MINUTE) {
-            self.removed.pop_front();
-        }
-        let removed = self.removed.len();
+        self.removed.extend(gone.iter().map(|address| (*address, now)));
+        self.removed.retain(|_, at| now - *at < MINUTE);
+        // One that comes and goes counts once, and what is gone with its cloud does not.
+        let removed = base.iter().filter(|one| self.removed.contains_key(&one.address)).count();
         let fine = floor.is_none_or(|floor| part(offered, floor) >= 0.0);
         self.check(fine, || format!("{offered} of {} endpoints are left", base.len()));
-        let fine = gone == 0 || velocity.is_none_or(|velocity| part(removed, velocity) <= 0.0);
+        let fine = gone.is_empty() || velocity.is_none_or(|velocity| part(removed, velocity) <= 0.0);
         self.check(fine, || format!("{removed} of {} endpoints removed within a minute", base.len()));
         self.check(!last_cloud || !lost, || "the last cloud that carries bytes was removed".to_owned());
     }

@@ -60,6 +60,8 @@ pub(crate) struct Upstream {
     works: Instant,
     /// When a session failed here last, if none has had an answer since.
     failed: Option<Instant>,
+    /// When bytes moved towards clients last.
+    moved: Option<Instant>,
     /// Its cell, once it was dialled.
     cell: Option<Arc<EndpointCell>>,
     /// Sessions that are connected to it.
@@ -152,6 +154,8 @@ impl Ord for Due {
 /// A run under way.
 pub(crate) struct World<'a> {
     scenario: &'a Scenario,
+    /// Writes down what happens.
+    tells: bool,
     policy: Box<dyn Policy>,
     health: Health,
     rules: Rules,
@@ -219,6 +223,7 @@ impl<'a> World<'a> {
         let mut world = Self {
             seen: Arc::clone(policy.snapshot()),
             scenario,
+            tells: std::env::var_os("TWINSPAN_TELL").is_some(),
             policy,
             health,
             rules: Rules::new(restraint),
@@ -289,11 +294,15 @@ impl<'a> World<'a> {
     }
 
     fn tick(&mut self) {
-        for upstream in &self.upstreams {
+        for upstream in &mut self.upstreams {
             let answered = upstream.live.iter().filter(|session| self.sessions[**session].answered).count();
             let bytes = answered as u64 * 1000;
-            if let Some(cell) = upstream.cell.as_ref().filter(|_| upstream.flows(self.now)) {
+            let flows = upstream.flows(self.now);
+            if let Some(cell) = upstream.cell.as_ref().filter(|_| flows) {
                 cell.moved(bytes / 10, bytes);
+                if bytes > 0 {
+                    upstream.moved = Some(self.now);
+                }
             }
         }
         self.policy.tick(self.now);
@@ -331,6 +340,7 @@ impl<'a> World<'a> {
         if hit && survives {
             self.struck.get_or_insert(self.now);
         }
+        self.tell(|| format!("{step:?}"));
         self.watch_evasion(true);
         self.observe();
     }
@@ -359,6 +369,7 @@ impl<'a> World<'a> {
     fn observe(&mut self) {
         for notice in self.policy.notices() {
             self.rules.told(&notice, &self.upstreams);
+            self.tell(|| format!("{notice:?}"));
             if let Notice::Judged { before, verdict, .. } = notice
                 && (before, verdict) != (Verdict::Unknown, Verdict::Up)
             {
@@ -369,6 +380,7 @@ impl<'a> World<'a> {
         if !Arc::ptr_eq(&snapshot, &self.seen) {
             self.rules.published(self.scenario, &snapshot, &self.upstreams, self.now);
             self.seen = snapshot;
+            self.tell_generation();
             self.book().generations += 1;
             self.watch_evasion(false);
         }
@@ -381,6 +393,25 @@ impl<'a> World<'a> {
             let book = self.book();
             book.removed = book.removed.max(removed);
         }
+    }
+
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.tells {
+            println!("{:8.3} {}", (self.now - beginning()).as_secs_f64(), what());
+        }
+    }
+
+    fn tell_generation(&self) {
+        self.tell(|| {
+            let number = |address| self.upstreams.iter().position(|one| one.address == address);
+            let offered: Vec<usize> = offered(&self.seen.pools[0], usize::MAX).filter_map(number).collect();
+            let carrying = self.upstreams.iter().enumerate().filter(|(_, one)| one.carries(self.now));
+            let carrying: Vec<usize> = carrying.map(|(number, _)| number).collect();
+            let (generation, all_down) = (self.seen.generation, self.seen.pools[0].all_down);
+            format!(
+                "generation {generation}: offers {offered:?}, all down {all_down:?}; bytes from {carrying:?}"
+            )
+        });
     }
 
     fn arrive(&mut self) {
@@ -717,6 +748,7 @@ impl Upstream {
             since: now,
             works: now,
             failed: None,
+            moved: None,
             cell: None,
             live: BTreeSet::new(),
             probes: Vec::new(),
@@ -743,7 +775,7 @@ impl Upstream {
 
     /// True when it moves bytes towards clients.
     pub(crate) fn carries(&self, now: Instant) -> bool {
-        !self.live.is_empty() && self.flows(now)
+        self.moved.is_some_and(|at| now - at <= 2 * TICK) && self.flows(now)
     }
 
     fn flows(&self, now: Instant) -> bool {
