@@ -34,7 +34,9 @@ impl Record {
     /// well is as good as a trial.
     pub(super) fn readmit(&mut self, lost: Option<Instant>, slow: bool, now: Instant) {
         let returned = slow.then_some(now);
-        let out_since = self.out.map(|out| out.at).max(self.ejection.as_ref().map(|ejection| ejection.at));
+        let trial = self.ejection.as_ref().and_then(|ejection| ejection.trial.as_ref());
+        let ejected = self.ejection.as_ref().map(|ejection| ejection.at);
+        let out_since = self.out.map(|out| out.at).max(ejected).max(trial.map(|trial| trial.since));
         let since = lost.zip(out_since).map(|(lost, out)| lost.max(out));
         let succeeded = self.detector.last_success.zip(since).is_some_and(|(at, since)| at > since);
         let calm = || self.detector.last_failure.is_none_or(|at| now.duration_since(at) > SUSPICION);

@@ -45,14 +45,17 @@ fn check(bed: &Bed, before: &[Before], removed: &mut HashMap<EndpointKey, Instan
         let used = sum(&|place| pool.members[place].is_in());
         let ejected = sum(&|place| pool.members[place].ejection.is_some());
         let gone = |place: usize| before.used[place] && !pool.members[place].is_in();
-        let newly = |place: usize| !before.ejected[place] && pool.members[place].ejection.is_some();
+        let newly = |place: usize| {
+            let loud = pool.members[place].ejection.as_ref().is_some_and(|ejection| !ejection.quiet);
+            !before.ejected[place] && loud
+        };
         // Once everything in the clouds that are up is dead for certain, what is left stands in one that is down.
         let down = |place: usize| bed.verdicts.clouds[pool.members[place].cloud].is_down();
         let last = places.iter().all(|place| !pool.members[*place].is_in() || down(*place));
         if places.iter().any(|place| gone(*place)) && !last {
             assert!(used * 100 >= all * u64::from(pool.restraint.floor), "floor: {used} of {all}");
         }
-        if places.iter().any(|place| gone(*place) && newly(*place)) {
+        if places.iter().any(|place| gone(*place) && newly(*place)) && !last {
             assert!(ejected * 100 <= all * u64::from(pool.ejection.max_ejected), "cap: {ejected} of {all}");
         }
         let by_checks = |place: usize| pool.members[place].out.is_some_and(|out| !out.corroborated);
@@ -64,7 +67,9 @@ fn check(bed: &Bed, before: &[Before], removed: &mut HashMap<EndpointKey, Instan
                 .map(|place| (pool.members[place].key.clone(), bed.now)),
         );
         let minute = sum(&|place| removed.get(&pool.members[place].key).is_some_and(minute));
-        if charged {
+        // A cloud that went down after the removal has made the base smaller since.
+        let struck = bed.verdicts.clouds.iter().any(|cloud| cloud.down_since() == Some(bed.now));
+        if charged && !struck {
             assert!(
                 minute * 100 <= all * u64::from(pool.restraint.max_removal),
                 "velocity: {minute} of {all}"
