@@ -134,7 +134,10 @@ impl Rules {
         self.removed.retain(|_, at| now - *at < MINUTE);
         // One that comes and goes counts once, and what is gone with its cloud does not.
         let removed = base.iter().filter(|one| self.removed.contains_key(&one.address)).count();
-        let fine = floor.is_none_or(|floor| part(offered, floor) >= 0.0);
+        let dropped = base.iter().any(|one| {
+            before.contains(&one.address) && !self.offered.contains(&one.address) && !one.fault.is_dead()
+        });
+        let fine = !dropped || floor.is_none_or(|floor| part(offered, floor) >= 0.0);
         self.check(fine, || format!("{offered} of {} endpoints are left", base.len()));
         let fine = gone.is_empty() || velocity.is_none_or(|velocity| part(removed, velocity) <= 0.0);
         self.check(fine, || format!("{removed} of {} endpoints removed within a minute", base.len()));
