@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context;
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use twinspan::{
     app::{App, Options},
@@ -194,7 +194,13 @@ async fn swap_when_told(mut told: watch::Receiver<bool>, changes: ChangeSender, 
         while *told.borrow() {
             tick.tick().await;
             verdict = if verdict == Verdict::Up { Verdict::Down } else { Verdict::Up };
-            let change = Change::Verdict { endpoint: spare.clone(), verdict, reason: Arc::from("a swap") };
+            let change = Change::Verdict {
+                endpoint: spare.clone(),
+                verdict,
+                reason: Arc::from("a swap"),
+                answered: false,
+                began: Instant::now(),
+            };
             if changes.send(change).await.is_err() {
                 return;
             }

@@ -98,7 +98,8 @@ fn write_cloud(out: &mut String, cloud: &Cloud) -> fmt::Result {
     let domain = &cloud.domain;
     bare(out, "capacity", domain.capacity, "no limit")?;
     writeln!(out, "down_below = {}\nup_above = {}", domain.down_below, domain.up_above)?;
-    writeln!(out, "recovery_time = {}", text(time_text(domain.recovery_time)))
+    let usual = format!("{} in pools with a slow start", time_text(domain.recovery()));
+    optional(out, "recovery_time", domain.recovery_time.map(time_text).as_deref(), &usual)
 }
 
 fn write_tuning(out: &mut String, tuning: &Tuning) -> fmt::Result {

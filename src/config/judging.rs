@@ -38,8 +38,9 @@ pub struct Domain {
     pub down_below: u8,
     /// With more than this share good it comes back, in percent; above `down_below`.
     pub up_above: u8,
-    /// How long its share of new sessions rises until it has all of it again; zero is at once.
-    pub recovery_time: Duration,
+    /// How long its share of new sessions rises until it has all of it again; zero is at once. `None`: the usual time,
+    /// in pools that have a slow start.
+    pub recovery_time: Option<Duration>,
 }
 
 impl Default for Ejection {
@@ -60,13 +61,21 @@ impl Default for Restraint {
     }
 }
 
+impl Domain {
+    /// How long its share rises.
+    #[must_use]
+    pub fn recovery(&self) -> Duration {
+        self.recovery_time.unwrap_or(defaults::RECOVERY_TIME)
+    }
+}
+
 impl Default for Domain {
     fn default() -> Self {
         Self {
             capacity: None,
             down_below: defaults::DOWN_BELOW,
             up_above: defaults::UP_ABOVE,
-            recovery_time: defaults::RECOVERY_TIME,
+            recovery_time: None,
         }
     }
 }

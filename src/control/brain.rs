@@ -5,6 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -14,14 +15,18 @@ use super::{
     compile::{self, Dirty},
     health::Verdict,
     inputs::{Inputs, Name, OpenListener},
-    standing,
     usual::Usual,
+    verdicts::{CloudStanding, Decision, Finding, FindingKind, Opinion, Reading, Standing},
 };
 use crate::{
     config::Config,
     ids::{CloudName, EndpointKey, PoolName},
     state::{EndpointCell, HistogramReading, Listener, Snapshot},
+    telemetry::Cause,
 };
+
+/// An endpoint on trial that no session has tried in this time may be tried by another one.
+const PERMIT: Duration = Duration::from_secs(3);
 
 /// Everything known, the snapshot that came of it, and what has changed since.
 #[derive(Debug)]
@@ -29,8 +34,8 @@ pub struct Brain {
     inputs: Inputs,
     snapshot: Arc<Snapshot>,
     dirty: Option<Dirty>,
-    /// Pools in which something grows by itself, and when its next step is due.
-    ramp: Option<(HashSet<PoolName>, Instant)>,
+    /// When a session was last let try an endpoint that is ejected.
+    permitted: HashMap<EndpointKey, Instant>,
     notices: Vec<Notice>,
     usual: Usual,
 }
@@ -58,6 +63,8 @@ pub enum Notice {
         /// The addresses now.
         after: Vec<SocketAddr>,
     },
+    /// The judge found something otherwise.
+    Found(Finding),
     /// Something grew by itself: the next step of a slow start.
     Grew {
         /// In which pool.
@@ -84,14 +91,15 @@ pub enum Notice {
 }
 
 impl Brain {
-    /// Knows a config and where the admin API and telemetry listen. Decides nothing before it is configured.
+    /// Knows a config and where the admin API and telemetry listen. Decides nothing before it is configured. The seed is
+    /// for jitter.
     #[must_use]
-    pub fn new(config: Arc<Config>, servers: Vec<SocketAddr>) -> Self {
+    pub fn new(config: Arc<Config>, servers: Vec<SocketAddr>, seed: u64) -> Self {
         Self {
-            inputs: Inputs::new(config, servers),
+            inputs: Inputs::new(config, servers, seed),
             snapshot: Arc::default(),
             dirty: None,
-            ramp: None,
+            permitted: HashMap::new(),
             notices: Vec::new(),
             usual: Usual::default(),
         }
@@ -119,8 +127,9 @@ impl Brain {
     /// Takes one change in; the pool that must be compiled anew.
     pub fn take(&mut self, change: Change, now: Instant) -> Option<PoolName> {
         let pool = match change {
-            Change::Verdict { endpoint, verdict, reason } => {
-                let before = self.inputs.judge(&endpoint, verdict, Arc::clone(&reason), now)?;
+            Change::Verdict { endpoint, verdict, reason, answered, began } => {
+                let opinion = Opinion { verdict, reason: Arc::clone(&reason), answered, began };
+                let before = self.inputs.judge(&endpoint, opinion, now)?;
                 let pool = endpoint.pool.clone();
                 self.notices.push(Notice::Judged { endpoint, before, verdict, reason });
                 pool
@@ -140,11 +149,17 @@ impl Brain {
 
     /// Looks at what the data plane has counted: to be called ten times a second.
     pub fn look(&mut self, now: Instant) {
-        for (pool, members) in &self.inputs.members {
+        let Inputs { members, verdicts, pool_cells, .. } = &mut self.inputs;
+        for (pool, members) in members {
+            if let Some(cell) = pool_cells.get(pool) {
+                verdicts.arrivals(pool, cell.sessions(), now);
+            }
             let mut groups: HashMap<&CloudName, (HistogramReading, Vec<&EndpointCell>)> = HashMap::new();
             for member in members {
                 let (reading, cells) = groups.entry(&member.identity.cloud).or_default();
-                reading.add(&member.cell.connect());
+                let seen = seen(&member.cell);
+                reading.add(&seen.connect);
+                verdicts.observe(&member.identity.key(), seen, now);
                 cells.push(&member.cell);
             }
             for (cloud, (reading, cells)) in groups {
@@ -156,22 +171,69 @@ impl Brain {
 
     /// When something is due without a change from outside: then it is time to compile.
     #[must_use]
-    pub fn due(&self) -> Option<Instant> {
-        self.ramp.as_ref().map(|(_, due)| *due)
+    pub const fn due(&self) -> Option<Instant> {
+        self.inputs.verdicts.due()
     }
 
-    /// The next generation, if anything has changed or is due.
+    /// Draws the conclusions: the next generation, if anything has changed or is due.
     pub fn compile(&mut self, now: Instant) -> Option<Arc<Snapshot>> {
-        if let Some((pools, _)) = self.ramp.take_if(|(_, due)| *due <= now) {
-            self.notices.extend(pools.iter().map(|pool| Notice::Grew { pool: pool.clone() }));
-            self.mark(pools);
-        }
+        let decision = self.inputs.verdicts.decide(now);
+        self.hear(decision);
+        self.permit(now);
         let dirty = self.dirty.take()?;
         let generation = self.snapshot.generation.next();
         let after = compile::compile(&mut self.inputs, &self.snapshot, &dirty, generation, now);
         self.snapshot = Arc::new(after);
-        self.ramp = standing::ramping(&self.inputs, now);
         Some(Arc::clone(&self.snapshot))
+    }
+
+    /// Takes in what the judge says.
+    fn hear(&mut self, decision: Decision) {
+        let told: HashSet<PoolName> = decision.findings.iter().filter_map(|one| one.pool.clone()).collect();
+        let is_marked = |pool: &PoolName| match &self.dirty {
+            Some(Dirty::All) => true,
+            Some(Dirty::Pools(pools)) => pools.contains(pool),
+            None => false,
+        };
+        let clouds = decision.findings.iter().any(|finding| finding.cloud.is_some());
+        let grew = decision.dirty.iter().filter(|pool| !clouds && !told.contains(*pool) && !is_marked(pool));
+        let grew: Vec<Notice> = grew.map(|pool| Notice::Grew { pool: pool.clone() }).collect();
+        // What probes say of an endpoint whose cloud is down as a whole is no news of its own.
+        let verdicts = &self.inputs.verdicts;
+        let cells = &self.inputs;
+        self.notices.retain(|notice| match notice {
+            Notice::Judged { endpoint, verdict: Verdict::Down, .. } => {
+                let cloud = cells.identity(endpoint).map(|identity| &identity.cloud);
+                !cloud.is_some_and(|cloud| matches!(verdicts.cloud(cloud), CloudStanding::Down { .. }))
+            }
+            _ => true,
+        });
+        // Opinions of probes are told as such; of a pool that has lost everything its traffic tells.
+        let news = decision.findings.into_iter().filter(|finding| finding.kind != FindingKind::Verdict);
+        self.notices.extend(news.map(Notice::Found));
+        self.notices.extend(grew);
+        self.mark(decision.dirty);
+    }
+
+    /// Lets a session try each endpoint that is on trial: one, and another when nothing has come of it for long.
+    fn permit(&mut self, now: Instant) {
+        let mut on_trial = HashMap::new();
+        for member in self.inputs.members.values().flatten() {
+            let key = member.identity.key();
+            if self.inputs.verdicts.standing(&key) != Standing::Trial {
+                continue;
+            }
+            let last = self.permitted.get(&key).copied();
+            let due = last.is_none_or(|last| now.saturating_duration_since(last) >= PERMIT);
+            if due {
+                member.cell.permit(1);
+            }
+            on_trial.insert(key, if due { now } else { last.unwrap_or(now) });
+        }
+        for (key, _) in self.permitted.iter().filter(|(key, _)| !on_trial.contains_key(*key)) {
+            self.inputs.withdraw_permit(key);
+        }
+        self.permitted = on_trial;
     }
 
     /// The last generation.
@@ -191,6 +253,10 @@ impl Brain {
     }
 
     fn mark(&mut self, pools: impl IntoIterator<Item = PoolName>) {
+        let mut pools = pools.into_iter().peekable();
+        if pools.peek().is_none() {
+            return;
+        }
         match self.dirty.get_or_insert_with(|| Dirty::Pools(HashSet::new())) {
             Dirty::All => {}
             Dirty::Pools(dirty) => dirty.extend(pools),
@@ -208,6 +274,24 @@ impl Brain {
     }
 }
 
+/// What the cell of an endpoint has counted.
+fn seen(cell: &EndpointCell) -> Reading {
+    let (overtaken, empty, mute) = cell.gray();
+    // What this machine lacks says nothing about the endpoint.
+    let ours = [Cause::Exhausted, Cause::Local, Cause::Overloaded];
+    let failed = cell.connect_failures().filter(|(cause, _)| !ours.contains(cause));
+    Reading {
+        connected: cell.good(),
+        failed: failed.map(|(_, count)| count).sum(),
+        overtaken,
+        empty,
+        mute,
+        to_client: cell.bytes().1,
+        active: cell.active(),
+        connect: cell.connect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +301,7 @@ mod tests {
         version = 1\n[cloud.aws]\n[cloud.gcp]\n\
         [[pool]]\nname = \"p\"\npolicy = \"failover\"\norder = [\"aws\", \"gcp\"]\nslow_start = \"10s\"\n[pool.health.tcp]\n\
         [[pool.endpoint]]\naddress = \"10.0.0.1:1\"\ncloud = \"aws\"\n\
+        [[pool.endpoint]]\naddress = \"10.0.0.2:1\"\ncloud = \"aws\"\n\
         [[pool.endpoint]]\naddress = \"10.1.0.1:1\"\ncloud = \"gcp\"\n\
         [[listener]]\nname = \"l\"\nbind = \"127.0.0.1:5000\"\npool = \"p\"\n";
 
@@ -226,14 +311,19 @@ mod tests {
             config: config.clone(),
             cell: Arc::new(ListenerCell::new(config.name.clone(), config.bind.address)),
         };
-        let mut brain = Brain::new(Arc::clone(&config), Vec::new());
+        let mut brain = Brain::new(Arc::clone(&config), Vec::new(), 1);
         brain.configure(Arc::clone(&config), config.listeners.iter().map(open).collect(), Vec::new(), now);
         brain
     }
 
     fn verdict(verdict: Verdict) -> Change {
-        let endpoint = EndpointKey { pool: PoolName::from("p"), address: "10.0.0.1:1".parse().unwrap() };
-        Change::Verdict { endpoint, verdict, reason: Arc::from("a test") }
+        of("10.0.0.1:1", verdict)
+    }
+
+    fn of(address: &str, verdict: Verdict) -> Change {
+        let endpoint = EndpointKey { pool: PoolName::from("p"), address: address.parse().unwrap() };
+        let (answered, began) = (false, Instant::now());
+        Change::Verdict { endpoint, verdict, reason: Arc::from("a test"), answered, began }
     }
 
     #[test]
@@ -254,17 +344,18 @@ mod tests {
     fn a_slow_start_is_due_by_itself() {
         let mut now = Instant::now();
         let mut brain = brain(now);
-        for change in [Verdict::Down, Verdict::Up] {
+        for change in [Verdict::Up, Verdict::Down, Verdict::Up] {
             brain.take(verdict(change), now);
+            brain.take(of("10.0.0.2:1", Verdict::Up), now);
+            brain.compile(now);
         }
-        brain.compile(now);
         let mut weights = Vec::new();
-        while let Some(due) = brain.due() {
+        while let Some(due) = brain.due().filter(|_| weights.last() != Some(&100)) {
             assert!(due > now && brain.compile(now).is_none(), "nothing before it is due");
             now = due;
             let snapshot = brain.compile(now).unwrap();
             weights.push(snapshot.pools[0].tiers[0].groups[0].endpoints[0].weight);
         }
-        assert_eq!(weights, [20, 30, 40, 50, 60, 70, 80, 90, 100, 100]);
+        assert_eq!(weights, [20, 30, 40, 50, 60, 70, 80, 90, 100]);
     }
 }

@@ -8,7 +8,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{brain::Notice, health::Verdict};
+use super::{
+    brain::Notice,
+    health::Verdict,
+    verdicts::{self, CloudFacts, MemberFacts, PATIENCE, PoolFacts, Verdicts},
+};
 use crate::{
     balance::Maglev,
     config::{self, Address, Config},
@@ -27,8 +31,6 @@ pub(super) struct Opinion {
     pub(super) reason: Arc<str>,
     pub(super) since: Instant,
     pub(super) transitions: u64,
-    /// When it came back from being down: the start of its slow start.
-    pub(super) returned: Option<Instant>,
 }
 
 /// A listener that has its sockets.
@@ -64,6 +66,8 @@ pub(super) struct Inputs {
     pub(super) members: HashMap<PoolName, Vec<Member>>,
     pub(super) unresolved: HashMap<PoolName, Vec<String>>,
     pub(super) opinions: HashMap<EndpointKey, Opinion>,
+    /// What follows from the opinions of probes and from what sessions meet.
+    pub(super) verdicts: Verdicts,
     pub(super) pool_cells: HashMap<PoolName, Arc<PoolCell>>,
     pub(super) tier_cells: HashMap<(PoolName, usize), Arc<GroupCell>>,
     pub(super) group_cells: HashMap<(PoolName, CloudName), Arc<GroupCell>>,
@@ -89,13 +93,13 @@ impl Opinion {
     fn fresh(probed: bool, now: Instant) -> Self {
         let (verdict, reason) =
             if probed { (Verdict::Unknown, "not probed yet") } else { (Verdict::Up, "not probed") };
-        Self { verdict, reason: Arc::from(reason), since: now, transitions: 0, returned: None }
+        Self { verdict, reason: Arc::from(reason), since: now, transitions: 0 }
     }
 }
 
 impl Inputs {
-    /// Nothing but a config, and where the admin API and telemetry listen.
-    pub(super) fn new(config: Arc<Config>, servers: Vec<SocketAddr>) -> Self {
+    /// Nothing but a config, and where the admin API and telemetry listen. The seed is for jitter.
+    pub(super) fn new(config: Arc<Config>, servers: Vec<SocketAddr>, seed: u64) -> Self {
         Self {
             config,
             listeners: Vec::new(),
@@ -103,6 +107,7 @@ impl Inputs {
             members: HashMap::new(),
             unresolved: HashMap::new(),
             opinions: HashMap::new(),
+            verdicts: Verdicts::new(seed),
             pool_cells: HashMap::new(),
             tier_cells: HashMap::new(),
             group_cells: HashMap::new(),
@@ -147,6 +152,7 @@ impl Inputs {
             self.members.values().flatten().map(|member| member.identity.key()).collect();
         self.cells.retain(|key, _| alive.contains(key));
         self.opinions.retain(|key, _| alive.contains(key));
+        self.introduce(now);
         notices
     }
 
@@ -180,39 +186,61 @@ impl Inputs {
         let alive: HashSet<EndpointKey> = members.iter().map(|member| member.identity.key()).collect();
         self.cells.retain(|key, _| key.pool != pool.name || alive.contains(key));
         self.opinions.retain(|key, _| key.pool != pool.name || alive.contains(key));
+        self.introduce(now);
         Some(notices)
     }
 
-    /// Takes a verdict; the one before. `None` when the endpoint is gone, or the verdict is no news.
+    /// Takes what probes say; their verdict before. `None` when the endpoint is gone, or the verdict is no news.
     pub(super) fn judge(
         &mut self,
         endpoint: &EndpointKey,
-        verdict: Verdict,
-        reason: Arc<str>,
+        said: verdicts::Opinion,
         now: Instant,
     ) -> Option<Verdict> {
         let opinion = self.opinions.get_mut(endpoint)?;
+        self.verdicts.probed(endpoint, said.clone(), now);
+        let verdicts::Opinion { verdict, reason, .. } = said;
         if opinion.verdict == verdict {
-            opinion.reason = reason;
             return None;
         }
         let before = opinion.verdict;
-        let came_back = before == Verdict::Down && verdict == Verdict::Up;
         // To be found alive at first is no change.
         let found = before == Verdict::Unknown && verdict == Verdict::Up;
-        *opinion = Opinion {
-            verdict,
-            reason,
-            since: now,
-            transitions: opinion.transitions + u64::from(!found),
-            returned: came_back.then_some(now),
-        };
+        let transitions = opinion.transitions + u64::from(!found);
+        *opinion = Opinion { verdict, reason, since: now, transitions };
         Some(before)
+    }
+
+    /// Has the judge know who there is.
+    fn introduce(&mut self, now: Instant) {
+        let pools = self.config.pools.iter().map(|pool| {
+            let members = self.members.get(&pool.name).map(Vec::as_slice).unwrap_or_default();
+            let patience = pool.connecting.first_byte.map_or(PATIENCE, |time| time + PATIENCE);
+            PoolFacts {
+                name: pool.name.clone(),
+                members: members.iter().map(Member::facts).collect(),
+                probed: pool.health.is_some(),
+                slow_start: pool.slow_start,
+                patience,
+                ejection: pool.ejection,
+                restraint: pool.restraint,
+            }
+        });
+        let clouds = self.config.clouds.iter();
+        let clouds = clouds.map(|cloud| CloudFacts { name: cloud.name.clone(), domain: cloud.domain });
+        self.verdicts.configure(pools.collect(), clouds.collect(), now);
     }
 
     /// Who this is, with its cloud.
     pub(super) fn identity(&self, endpoint: &EndpointKey) -> Option<&EndpointIdentity> {
         self.cells.get(endpoint).map(|(identity, _)| &**identity)
+    }
+
+    /// No session may try this endpoint any more.
+    pub(super) fn withdraw_permit(&self, endpoint: &EndpointKey) {
+        if let Some((_, cell)) = self.cells.get(endpoint) {
+            cell.permit(0);
+        }
     }
 
     /// Every name in the config.
@@ -320,6 +348,13 @@ impl Inputs {
             zone: endpoint.zone.clone(),
             host,
         }
+    }
+}
+
+impl Member {
+    fn facts(&self) -> MemberFacts {
+        let identity = &self.identity;
+        MemberFacts { key: identity.key(), cloud: identity.cloud.clone(), weight: self.weight }
     }
 }
 

@@ -33,7 +33,7 @@ pub use view::{EndpointView, Failover, ListenerView, Overview, PoolView, ReloadO
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     control::health::Verdict,
@@ -43,7 +43,7 @@ use crate::{
 /// Something that may lead to another snapshot.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// The health room changed its mind about an endpoint.
+    /// The health room changed its mind about an endpoint, or has another bad probe of one that it holds for down.
     Verdict {
         /// Which endpoint.
         endpoint: EndpointKey,
@@ -51,6 +51,10 @@ pub enum Change {
         verdict: Verdict,
         /// The evidence, for people: `3 probes failed: connect: connection refused`.
         reason: Arc<str>,
+        /// True if the endpoint answered the last probe, and wrongly: its own word.
+        answered: bool,
+        /// When the last probe began.
+        began: Instant,
     },
     /// A name was resolved. Failures are not sent: the last addresses stay.
     Resolved {

@@ -132,10 +132,12 @@ fn failover(pool: &PoolName, from: String, to: String) -> Option<Failover> {
     (from != to && !from.is_empty() && !to.is_empty()).then(|| Failover { pool: pool.clone(), from, to })
 }
 
-/// The clouds of the first tier, joined with `+`.
+/// The clouds of the first tier, joined with `+`; not those that help while one of them comes back.
 fn clouds(pool: &Pool) -> String {
-    let names =
-        |tier: &Tier| tier.groups.iter().map(|group| group.cloud.as_str()).collect::<Vec<_>>().join("+");
+    let names = |tier: &Tier| {
+        let own = tier.groups.len().saturating_sub(pool.spilled);
+        tier.groups.iter().take(own).map(|group| group.cloud.as_str()).collect::<Vec<_>>().join("+")
+    };
     pool.tiers.first().map(names).unwrap_or_default()
 }
 
@@ -170,6 +172,8 @@ mod tests {
             tiers: if clouds.is_empty() { Vec::new() } else { vec![tier] },
             connect: Connect::plain(timeout, 1, timeout),
             all_down,
+            spilled: 0,
+            reserve: Vec::new(),
             trials: Vec::new(),
             cell: Arc::default(),
         };

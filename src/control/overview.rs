@@ -43,10 +43,7 @@ fn pool_view(inputs: &Inputs, pool: &config::Pool, compiled: &Pool, now: Now) ->
         balance: pool.balance,
         all_down: compiled.all_down,
         shares: shares(compiled),
-        endpoints: members
-            .iter()
-            .filter_map(|member| endpoint_view(inputs, pool, compiled, member, now))
-            .collect(),
+        endpoints: members.iter().filter_map(|member| endpoint_view(inputs, compiled, member, now)).collect(),
         unresolved: inputs.unresolved.get(&pool.name).cloned().unwrap_or_default(),
         cell: Arc::clone(&compiled.cell),
         hedge: compiled.connect.hedge,
@@ -63,13 +60,12 @@ fn shares(pool: &Pool) -> Vec<(CloudName, f64)> {
 
 fn endpoint_view(
     inputs: &Inputs,
-    pool: &config::Pool,
     compiled: &Pool,
     member: &Member,
     (now, wall): Now,
 ) -> Option<EndpointView> {
     let opinion = inputs.opinions.get(&member.identity.key())?;
-    let percent = standing::weight_percent(inputs, pool, member, now);
+    let percent = standing::weight_percent(inputs, member, now);
     let first = compiled.tiers.first();
     let in_use = first.is_some_and(|tier| {
         let mut endpoints = tier.groups.iter().flat_map(|group| &group.endpoints);

@@ -19,6 +19,7 @@ use super::{
     inputs::{Name, OpenListener, listed},
     news::News,
     overview,
+    verdicts::{Finding, FindingKind},
 };
 use crate::{
     config::Config,
@@ -80,7 +81,13 @@ impl Reconciler {
         config: Arc<Config>,
         servers: Vec<SocketAddr>,
     ) -> Self {
-        Self { shared, view, doors, brain: Brain::new(config, servers), news: News::default() }
+        Self {
+            shared,
+            view,
+            doors,
+            brain: Brain::new(config, servers, rand::random()),
+            news: News::default(),
+        }
     }
 
     /// Runs until every sender of changes is gone.
@@ -175,6 +182,7 @@ impl Reconciler {
                 .change(listed(before), listed(after))
                 .because(format!("{host}:{port}"))
                 .said(format!("pool {pool}: {host}:{port} has {} addresses", after.len())),
+            Notice::Found(finding) => found(finding),
             Notice::Grew { pool } => Happening::new(Kind::Generation)
                 .pool(pool)
                 .change(Generation(generation.0.saturating_sub(1)).to_string(), generation.to_string())
@@ -210,6 +218,31 @@ impl Reconciler {
             })
         });
         self.doors.health.set_targets(targets.collect());
+    }
+}
+
+/// A finding of the judge as an event.
+fn found(finding: &Finding) -> Happening {
+    let kind = match finding.kind {
+        FindingKind::Verdict => Kind::Verdict,
+        FindingKind::Ejection => Kind::Ejection,
+        FindingKind::Readmission => Kind::Readmission,
+        FindingKind::Trial => Kind::Trial,
+        FindingKind::Cloud => Kind::Domain,
+        FindingKind::Recovery => Kind::Recovery,
+        FindingKind::Freeze => Kind::Freeze,
+        FindingKind::Thaw => Kind::Thaw,
+        FindingKind::Kept => Kind::Kept,
+    };
+    let mut event =
+        Happening::new(kind).change(&*finding.before, &*finding.after).because(&*finding.evidence);
+    event.pool.clone_from(&finding.pool);
+    event.endpoint = finding.endpoint;
+    event.cloud.clone_from(&finding.cloud);
+    match kind {
+        // The evidence of a cloud is a sentence.
+        Kind::Domain | Kind::Recovery => event.said(format!("cloud {}", finding.evidence)),
+        _ => event,
     }
 }
 

@@ -26,6 +26,7 @@ pub const ALWAYS: u64 = 10;
 #[derive(Debug, Default)]
 pub struct PoolCell {
     sessions: Lanes<Window>,
+    begun: Lanes<AtomicU64>,
     extra: Window,
     hedges: AtomicU64,
     won: AtomicU64,
@@ -41,6 +42,9 @@ impl PoolCell {
     pub fn begin(&self, now: Instant) {
         let second = second(now);
         self.sessions.with(|window| window.add(second));
+        self.begun.with(|count| {
+            count.fetch_add(1, Relaxed);
+        });
     }
 
     /// Asks for an extra attempt; `percent` is the share of sessions that may have one. False, and counted, when the
@@ -61,6 +65,11 @@ impl PoolCell {
         let second = second(now);
         let sessions = self.sessions.sum(|window| window.sum(second));
         (ALWAYS + sessions * u64::from(percent) / 100).saturating_sub(self.extra.sum(second))
+    }
+
+    /// Sessions that began since the start.
+    pub fn sessions(&self) -> u64 {
+        self.begun.sum(|count| count.load(Relaxed))
     }
 
     /// Sessions that began in the last ten seconds, and extra attempts in the same time.

@@ -77,6 +77,10 @@ pub struct Pool {
     pub connect: Connect,
     /// Set when no endpoint is up: what `tiers` then holds.
     pub all_down: Option<AllDown>,
+    /// Groups at the end of the first tier that are there only while a cloud before them takes less than its share.
+    pub spilled: usize,
+    /// Endpoints that are out, for sessions that have tried all others.
+    pub reserve: Vec<Group>,
     /// Endpoints that were ejected and that one session may try, if their cells have a permit. Usually none.
     pub trials: Vec<Arc<Endpoint>>,
     /// Its counters and its budget of extra attempts; the same object in every generation.

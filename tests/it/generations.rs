@@ -75,7 +75,7 @@ async fn a_thousand_generations_a_second_fail_no_session_and_drop_none_under_loa
     while begun.elapsed() < TIME {
         tick.tick().await;
         verdict = if verdict == Verdict::Up { Verdict::Down } else { Verdict::Up };
-        let change = Change::Verdict { endpoint: key.clone(), verdict, reason: Arc::from("a test") };
+        let change = said(&key, verdict);
         app.changes().send(change).await.unwrap();
         sent += 1;
     }
@@ -91,4 +91,9 @@ async fn a_thousand_generations_a_second_fail_no_session_and_drop_none_under_loa
     assert!(sent > 25_000 && sessions > 10_000, "{sent} changes, {sessions} exchanges");
     let app = Arc::into_inner(app).unwrap();
     assert_eq!(app.drain(Duration::from_secs(5)), 0);
+}
+
+fn said(endpoint: &EndpointKey, verdict: Verdict) -> Change {
+    let (endpoint, reason) = (endpoint.clone(), Arc::from("a test"));
+    Change::Verdict { endpoint, verdict, reason, answered: false, began: Instant::now() }
 }

@@ -95,7 +95,7 @@ struct Twinspan(Brain);
 
 impl Twinspan {
     fn new(config: &Arc<Config>, resolved: Vec<(Name, Vec<SocketAddr>)>, now: Instant) -> Self {
-        let mut brain = Brain::new(Arc::clone(config), Vec::new());
+        let mut brain = Brain::new(Arc::clone(config), Vec::new(), 1);
         let open = |config: &config::Listener| {
             let cell = ListenerCell::new(config.name.clone(), config.bind.address);
             OpenListener { config: config.clone(), cell: Arc::new(cell) }
@@ -215,6 +215,8 @@ impl Checks {
             tiers,
             connect: Connect::plain(timeout, attempts, timeout * u32::from(attempts)),
             all_down: all_down.then_some(how),
+            spilled: 0,
+            reserve: Vec::new(),
             trials: Vec::new(),
             cell: Arc::clone(&self.cell),
         };
@@ -225,7 +227,7 @@ impl Checks {
 
 impl Policy for Checks {
     fn take(&mut self, change: Change, _: Instant) {
-        let Change::Verdict { endpoint, verdict, reason } = change else { return };
+        let Change::Verdict { endpoint, verdict, reason, .. } = change else { return };
         let is_it = |member: &&mut (Arc<Endpoint>, Verdict)| member.0.identity.key() == endpoint;
         let Some((_, known)) = self.members.iter_mut().find(is_it) else { return };
         let before = std::mem::replace(known, verdict);

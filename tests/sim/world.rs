@@ -693,8 +693,12 @@ impl<'a> World<'a> {
         watch.under_way = false;
         let turn = match result {
             Ok(()) => watch.judge.good(rise),
-            Err(why) => watch.judge.bad(fall, why),
+            Err(why) => {
+                let down = watch.judge.verdict() == Verdict::Down;
+                watch.judge.bad(fall, why).or_else(|| down.then(|| watch.judge.again(why)))
+            }
         };
+        let began = watch.started;
         if std::mem::take(&mut watch.hinted) {
             watch.judge.hint();
         }
@@ -707,7 +711,8 @@ impl<'a> World<'a> {
         let (at, due) = (watch.judge.next(watch.started, self.now, watch.pace), watch.due);
         if let Some(turn) = turn {
             let endpoint = EndpointKey { pool: PoolName::from("p"), address: upstream.address };
-            let change = Change::Verdict { endpoint, verdict: turn.verdict, reason: turn.reason.into() };
+            let (verdict, reason) = (turn.verdict, turn.reason.into());
+            let change = Change::Verdict { endpoint, verdict, reason, answered: false, began };
             self.policy.take(change, self.now);
             self.observe();
         }

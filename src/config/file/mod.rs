@@ -199,7 +199,7 @@ pub(super) struct Cloud {
 
     /// When it comes back, its share of new sessions rises from a tenth to all of it over this time, as caches fill and
     /// pools of connections grow. `"0s"` is at once. Sessions elsewhere are not cut.
-    #[schemars(extend("default" = time_text(defaults::RECOVERY_TIME), "x-min" = "0s"))]
+    #[schemars(extend("x-default" = "30s; at once in pools with `slow_start = \"0s\"`", "x-min" = "0s"))]
     pub(super) recovery_time: Key<Time>,
 }
 

@@ -17,7 +17,7 @@ impl Build<'_> {
             capacity: cloud.capacity.get().copied(),
             down_below: cloud.down_below.get().copied().unwrap_or(usual.down_below),
             up_above: cloud.up_above.get().copied().unwrap_or(usual.up_above),
-            recovery_time: cloud.recovery_time.get().map_or(usual.recovery_time, |time| time.0),
+            recovery_time: cloud.recovery_time.get().map(|time| time.0),
         };
         let Domain { down_below, up_above, .. } = domain;
         // Where a value is lost, the other cannot be said to be wrong: then neither of the two has a span.

@@ -76,7 +76,7 @@ fn cloud(name: String) -> impl Strategy<Value = Cloud> {
 }
 
 fn domain() -> impl Strategy<Value = Domain> {
-    (option::of(1..10_000_001_u32), 0..99_u8, 1..100_u8, time(0, 86_399)).prop_map(
+    (option::of(1..10_000_001_u32), 0..99_u8, 1..100_u8, option::of(time(0, 86_399))).prop_map(
         |(capacity, down_below, more, recovery_time)| Domain {
             capacity,
             down_below,

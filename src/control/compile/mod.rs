@@ -86,33 +86,123 @@ fn compile_listener(
 fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool {
     let members = inputs.members.get(&pool.name).cloned().unwrap_or_default();
     let (usable, all_down) = usable(inputs, pool, &members);
-    let balance = balance(pool.balance);
-    let tiers = policy::tiers(&pool.policy)
-        .into_iter()
-        .enumerate()
-        .filter_map(|(place, clouds)| {
-            let groups: Vec<(Group, u32)> = clouds
-                .into_iter()
-                .filter_map(|(cloud, weight)| {
-                    let percent = standing::share_percent(inputs, pool, &cloud, now);
-                    let group = compile_group(inputs, pool, balance, &cloud, &usable, now)?;
-                    Some((group, weight.saturating_mul(percent)))
-                })
-                .collect();
-            let shares = Shares::new(groups.iter().map(|(_, weight)| *weight));
-            let groups: Vec<Group> = groups.into_iter().map(|(group, _)| group).collect();
-            let cell = inputs.tier_cells.entry((pool.name.clone(), place)).or_default();
-            (!groups.is_empty()).then(|| Tier { groups, shares, cell: Arc::clone(cell) })
-        })
-        .collect();
+    let mut compiler = PoolCompiler { inputs, pool, balance: balance(pool.balance), usable: &usable, now };
+    let (tiers, spilled) = compiler.tiers();
+    let trials = compiler.trials(&members);
+    let reserve = if all_down == Some(AllDown::Refuse) { Vec::new() } else { compiler.reserve(&members) };
     Pool {
         name: pool.name.clone(),
-        balance,
+        balance: balance(pool.balance),
         tiers,
         connect: connect(pool),
         all_down,
-        trials: Vec::new(),
+        spilled,
+        reserve,
+        trials,
         cell: Arc::clone(inputs.pool_cells.entry(pool.name.clone()).or_default()),
+    }
+}
+
+/// A cloud in a tier: its group, its weight, and how much of that it takes now, in percent.
+type Share = (Group, u32, u32);
+
+struct PoolCompiler<'a> {
+    inputs: &'a mut Inputs,
+    pool: &'a config::Pool,
+    balance: Balance,
+    usable: &'a [Member],
+    now: Instant,
+}
+
+impl PoolCompiler<'_> {
+    /// The tiers, and the number of groups at the end of the first that only fill up what its own leave.
+    fn tiers(&mut self) -> (Vec<Tier>, usize) {
+        let policy = policy::tiers(&self.pool.policy);
+        let mut spilled = 0;
+        let mut tiers = Vec::new();
+        for (place, clouds) in policy.iter().enumerate() {
+            let mut shares = self.shares(clouds);
+            if shares.is_empty() {
+                continue;
+            }
+            // Clouds that come back take less than their share; what they leave goes to the next tier.
+            let own = shares.len();
+            if shares.iter().all(|(_, _, percent)| *percent < 100) {
+                let later = policy.iter().skip(place + 1).map(|clouds| self.shares(clouds));
+                let next = later.into_iter().find(|next| !next.is_empty()).unwrap_or_default();
+                spill(&mut shares, next);
+            }
+            if tiers.is_empty() {
+                spilled = shares.len() - own;
+            }
+            let weights =
+                Shares::new(shares.iter().map(|(_, weight, percent)| weight.saturating_mul(*percent)));
+            let cell = self.inputs.tier_cells.entry((self.pool.name.clone(), place)).or_default();
+            let groups = shares.into_iter().map(|(group, ..)| group).collect();
+            tiers.push(Tier { groups, shares: weights, cell: Arc::clone(cell) });
+        }
+        (tiers, spilled)
+    }
+
+    /// The clouds of a tier that have an endpoint to use.
+    fn shares(&mut self, clouds: &[(CloudName, u32)]) -> Vec<Share> {
+        let share = |(cloud, weight): &(CloudName, u32)| {
+            let percent = standing::share_percent(self.inputs, self.pool, cloud);
+            Some((self.group(cloud, self.usable, self.balance)?, *weight, percent))
+        };
+        clouds.iter().filter_map(share).collect()
+    }
+
+    /// Endpoints that one session may try.
+    fn trials(&mut self, members: &[Member]) -> Vec<Arc<Endpoint>> {
+        let on_trial = members.iter().filter(|member| standing::usage(self.inputs, member) == Use::Trial);
+        on_trial.map(|member| self.endpoint(member)).collect()
+    }
+
+    /// The endpoints that are in no tier.
+    fn reserve(&mut self, members: &[Member]) -> Vec<Group> {
+        let is_used =
+            |member: &Member| self.usable.iter().any(|used| used.identity.address == member.identity.address);
+        let out: Vec<Member> = members.iter().filter(|member| !is_used(member)).cloned().collect();
+        let clouds = policy::tiers(&self.pool.policy).into_iter().flatten();
+        // Without a hash table: who comes here has left the endpoint that is its own.
+        clouds.filter_map(|(cloud, _)| self.group(&cloud, &out, Balance::Random)).collect()
+    }
+
+    fn group(&mut self, cloud: &CloudName, members: &[Member], balance: Balance) -> Option<Group> {
+        let here = members.iter().filter(|member| member.identity.cloud == *cloud);
+        let endpoints: Vec<Arc<Endpoint>> = here.map(|member| self.endpoint(member)).collect();
+        if endpoints.is_empty() {
+            return None;
+        }
+        let key = (self.pool.name.clone(), cloud.clone());
+        let maglev = (balance == Balance::SourceHash).then(|| maglev(self.inputs, &key, members, cloud));
+        let cell = Arc::clone(self.inputs.group_cells.entry(key).or_default());
+        let shares = Shares::new(endpoints.iter().map(|endpoint| endpoint.weight));
+        Some(Group { cloud: cloud.clone(), endpoints, shares, maglev, cell })
+    }
+
+    fn endpoint(&self, member: &Member) -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            identity: Arc::clone(&member.identity),
+            cell: Arc::clone(&member.cell),
+            weight: member.weight * standing::weight_percent(self.inputs, member, self.now),
+            socket: self.inputs.socket(&member.identity.cloud),
+        })
+    }
+}
+
+/// Has the clouds of the next tier take what those of this one leave, each in proportion to its own weight.
+fn spill(shares: &mut Vec<Share>, next: Vec<Share>) {
+    let of = |shares: &[Share], part: fn(u32) -> u32| -> u64 {
+        shares.iter().map(|(_, weight, percent)| u64::from(*weight) * u64::from(part(*percent))).sum()
+    };
+    let left = of(shares, |percent| 100_u32.saturating_sub(percent));
+    let room = of(&next, |percent| percent).max(1);
+    for (group, weight, percent) in next {
+        let part = u64::from(weight) * u64::from(percent) * left / room;
+        // Weights are multiplied by a percentage later on; this one has it in it.
+        shares.push((group, u32::try_from(part.max(1)).unwrap_or(u32::MAX), 1));
     }
 }
 
@@ -131,8 +221,9 @@ fn connect(pool: &config::Pool) -> Connect {
 
 /// The members that may be used; if none may, those that do at need; if there are none of these, what the pool says.
 fn usable(inputs: &Inputs, pool: &config::Pool, members: &[Member]) -> (Vec<Member>, Option<AllDown>) {
-    for wanted in [Use::Yes, Use::AtNeed] {
-        let fits = |member: &&Member| standing::usage(inputs, member) == wanted;
+    let wanted: &[Use] = if standing::is_lost(inputs, &pool.name) { &[] } else { &[Use::Yes, Use::AtNeed] };
+    for wanted in wanted {
+        let fits = |member: &&Member| standing::usage(inputs, member) == *wanted;
         let found: Vec<Member> = members.iter().filter(fits).cloned().collect();
         if !found.is_empty() {
             return (found, None);
@@ -142,37 +233,6 @@ fn usable(inputs: &Inputs, pool: &config::Pool, members: &[Member]) -> (Vec<Memb
         WhenAllDown::TryAnyway => (members.to_vec(), Some(AllDown::TryAnyway)),
         WhenAllDown::Refuse => (Vec::new(), Some(AllDown::Refuse)),
     }
-}
-
-fn compile_group(
-    inputs: &mut Inputs,
-    pool: &config::Pool,
-    balance: Balance,
-    cloud: &CloudName,
-    usable: &[Member],
-    now: Instant,
-) -> Option<Group> {
-    let socket = inputs.socket(cloud);
-    let endpoints: Vec<Arc<Endpoint>> = usable
-        .iter()
-        .filter(|member| member.identity.cloud == *cloud)
-        .map(|member| {
-            Arc::new(Endpoint {
-                identity: Arc::clone(&member.identity),
-                cell: Arc::clone(&member.cell),
-                weight: member.weight * standing::weight_percent(inputs, pool, member, now),
-                socket: Arc::clone(&socket),
-            })
-        })
-        .collect();
-    if endpoints.is_empty() {
-        return None;
-    }
-    let key = (pool.name.clone(), cloud.clone());
-    let maglev = (balance == Balance::SourceHash).then(|| maglev(inputs, &key, usable, cloud));
-    let cell = Arc::clone(inputs.group_cells.entry(key).or_default());
-    let shares = Shares::new(endpoints.iter().map(|endpoint| endpoint.weight));
-    Some(Group { cloud: cloud.clone(), endpoints, shares, maglev, cell })
 }
 
 /// The group's hash table: the one before if the members are the same. Slow start does not change it, as every change of

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use super::*;
 use crate::{
     config::{Address, Admin, AdminBind, Config, Log, Policy, SessionLines, Telemetry, defaults},
-    control::{Name, Notice, health::Verdict, standing::ramping},
+    control::{Name, Notice, health::Verdict, verdicts::Opinion},
     ids::{EndpointKey, ListenerName},
     net::Bind,
     state::ListenerCell,
@@ -107,7 +107,7 @@ impl Bed {
     fn new(config: Config) -> Self {
         let cell = Arc::new(ListenerCell::new(ListenerName::from("l"), "127.0.0.1:5000".parse().unwrap()));
         let mut bed = Self {
-            inputs: Inputs::new(Arc::new(config.clone()), vec!["127.0.0.1:7700".parse().unwrap()]),
+            inputs: Inputs::new(Arc::new(config.clone()), vec!["127.0.0.1:7700".parse().unwrap()], 1),
             snapshot: Snapshot::default(),
             now: Instant::now(),
             cell,
@@ -125,6 +125,7 @@ impl Bed {
 
     fn compile(&mut self, dirty: &Dirty) {
         let generation = self.snapshot.generation.next();
+        self.inputs.verdicts.decide(self.now);
         self.snapshot = compile(&mut self.inputs, &self.snapshot, dirty, generation, self.now);
     }
 
@@ -136,9 +137,19 @@ impl Bed {
         news
     }
 
+    /// With every endpoint found up.
+    fn up(config: Config) -> Self {
+        let mut bed = Self::new(config);
+        for (address, _) in FOUR {
+            bed.judge(address, Verdict::Up);
+        }
+        bed
+    }
+
     fn judge(&mut self, address: &str, verdict: Verdict) -> bool {
         let key = EndpointKey { pool: PoolName::from("p"), address: address.parse().unwrap() };
-        let news = self.inputs.judge(&key, verdict, Arc::from("because"), self.now).is_some();
+        let opinion = Opinion { verdict, reason: Arc::from("because"), answered: false, began: self.now };
+        let news = self.inputs.judge(&key, opinion, self.now).is_some();
         self.compile(&Dirty::Pools(HashSet::from([PoolName::from("p")])));
         news
     }
@@ -163,7 +174,7 @@ fn tier(groups: &[(&str, usize)]) -> BTreeMap<String, usize> {
 
 #[test]
 fn a_cloud_whose_endpoints_are_down_is_no_tier() {
-    let mut bed = Bed::new(config(failover(), false, &FOUR));
+    let mut bed = Bed::up(config(failover(), true, &FOUR));
     assert_eq!(bed.tiers(), [tier(&[("aws", 2)]), tier(&[("gcp", 2)])]);
     bed.judge("10.0.0.1:1", Verdict::Down);
     assert_eq!(bed.tiers(), [tier(&[("aws", 1)]), tier(&[("gcp", 2)])]);
@@ -198,7 +209,7 @@ fn an_endpoint_not_probed_yet_is_used_only_while_none_is_up() {
 #[test]
 fn a_weighted_cloud_that_is_down_gives_its_share_to_the_others() {
     let weights = vec![(CloudName::from("aws"), 90), (CloudName::from("gcp"), 10)];
-    let mut bed = Bed::new(config(Policy::Weighted { weights }, false, &FOUR));
+    let mut bed = Bed::up(config(Policy::Weighted { weights }, true, &FOUR));
     let parts = |bed: &Bed| bed.snapshot.pools[0].tiers[0].shares.fractions().collect::<Vec<_>>();
     assert_eq!(parts(&bed), [0.9, 0.1]);
     bed.judge("10.0.0.1:1", Verdict::Down);
@@ -209,21 +220,20 @@ fn a_weighted_cloud_that_is_down_gives_its_share_to_the_others() {
 
 #[test]
 fn an_endpoint_that_comes_back_starts_slowly() {
-    let mut bed = Bed::new(config(failover(), false, &FOUR));
+    let mut bed = Bed::up(config(failover(), true, &FOUR));
     bed.judge("10.0.0.1:1", Verdict::Down);
-    assert!(ramping(&bed.inputs, bed.now).is_none());
     bed.judge("10.0.0.1:1", Verdict::Up);
     assert_eq!(bed.weights(), [10, 100, 100, 100]);
     let start = bed.now;
     let mut seen = vec![10];
-    while let Some((pools, due)) = ramping(&bed.inputs, bed.now) {
-        assert!(due > bed.now && pools.contains(&PoolName::from("p")));
+    while let Some(due) = bed.inputs.verdicts.due().filter(|_| seen.last() != Some(&100)) {
+        assert!(due > bed.now);
         bed.now = due;
-        bed.compile(&Dirty::Pools(pools));
+        bed.compile(&Dirty::Pools(HashSet::from([PoolName::from("p")])));
         seen.push(bed.weights()[0]);
     }
-    assert_eq!(seen, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 100]);
-    assert_eq!(bed.now - start, Duration::from_secs(10));
+    assert_eq!(seen, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]);
+    assert_eq!(bed.now - start, Duration::from_secs(9));
 }
 
 #[test]

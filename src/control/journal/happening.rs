@@ -52,6 +52,7 @@ kinds! {
     Verdict "verdict" "Probes have a new opinion of an endpoint.",
     Ejection "ejection" "An endpoint is taken out because of what sessions met there.",
     Trial "trial" "An ejected endpoint may be tried by one session.",
+    Kept "kept" "An endpoint is held for bad and stays in use all the same, or that is over: the evidence says why.",
     Readmission "readmission" "An endpoint that was out is in use again.",
     Domain "domain" "The verdict about a whole cloud has changed.",
     Recovery "recovery" "A cloud that is coming back has a larger share of new sessions, or all of it.",
@@ -158,6 +159,7 @@ impl Happening {
             Kind::Verdict
             | Kind::Domain
             | Kind::Trial
+            | Kind::Kept
             | Kind::Readmission
             | Kind::Recovery
             | Kind::Thaw
@@ -181,6 +183,7 @@ impl Happening {
             Kind::Verdict => format!("{who} {after}"),
             Kind::Ejection => format!("{who} is ejected"),
             Kind::Trial => format!("{who} may be tried by one session"),
+            Kind::Kept => format!("{who} is {after}"),
             Kind::Readmission => format!("{who} is in use again"),
             Kind::Domain => format!("{who} is {after}"),
             Kind::Recovery if after.is_empty() => format!("{who} is coming back"),

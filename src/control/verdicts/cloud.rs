@@ -81,7 +81,7 @@ impl Cloud {
         let bound = self.bound(arrivals);
         if done >= STEPS && bound >= 100 {
             self.state = State::Up;
-            self.note = Arc::from(format!("its share rose over {}", seconds(self.domain.recovery_time)));
+            self.note = Arc::from(format!("its share rose over {}", seconds(self.domain.recovery())));
             return;
         }
         let paced = ((done + 1) * 100 / STEPS).min(100);
@@ -90,7 +90,7 @@ impl Cloud {
             let capacity = self.domain.capacity.unwrap_or_default();
             Arc::from(format!("held by its capacity of {capacity} new sessions a second"))
         } else {
-            Arc::from(format!("its share rises over {}", seconds(self.domain.recovery_time)))
+            Arc::from(format!("its share rises over {}", seconds(self.domain.recovery())))
         };
         self.state = State::Recovering { since, percent };
     }
@@ -102,17 +102,17 @@ impl Cloud {
         };
         let done = self.steps_done(now.duration_since(since));
         (done < STEPS).then(|| {
-            let step = (self.domain.recovery_time / STEPS).max(Duration::from_nanos(1));
-            let next = if done + 1 == STEPS { self.domain.recovery_time } else { step * (done + 1) };
+            let step = (self.domain.recovery() / STEPS).max(Duration::from_nanos(1));
+            let next = if done + 1 == STEPS { self.domain.recovery() } else { step * (done + 1) };
             (since + next).max(now + Duration::from_millis(1))
         })
     }
 
     fn steps_done(&self, elapsed: Duration) -> u32 {
-        if elapsed >= self.domain.recovery_time {
+        if elapsed >= self.domain.recovery() {
             return STEPS;
         }
-        let step = (self.domain.recovery_time / STEPS).max(Duration::from_nanos(1));
+        let step = (self.domain.recovery() / STEPS).max(Duration::from_nanos(1));
         u32::try_from(elapsed.as_nanos() / step.as_nanos()).unwrap_or(STEPS).min(STEPS - 1)
     }
 

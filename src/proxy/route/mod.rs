@@ -120,7 +120,7 @@ fn better(balance: Balance, endpoints: &[Arc<Endpoint>], first: usize, second: u
     }
 }
 
-/// The choice after a failure: what is left, tier by tier.
+/// The choice after a failure: what is left, tier by tier, and at last those that are out: an opinion may be wrong, or old.
 fn next<'p>(
     pool: &'p Pool,
     facts: &Facts<'_>,
@@ -128,12 +128,10 @@ fn next<'p>(
     fresh: impl Fn(&CloudName) -> bool,
 ) -> Option<&'p Arc<Endpoint>> {
     let left = |endpoint: &Arc<Endpoint>| facts.tried.iter().all(|tried| tried.address != endpoint.address());
-    pool.tiers.iter().find_map(|tier| {
-        let groups: Vec<&Group> = tier
-            .groups
-            .iter()
-            .filter(|group| fresh(&group.cloud) && group.endpoints.iter().any(left))
-            .collect();
+    let tiers = pool.tiers.iter().map(|tier| &tier.groups);
+    tiers.chain([&pool.reserve]).find_map(|groups| {
+        let groups: Vec<&Group> =
+            groups.iter().filter(|group| fresh(&group.cloud) && group.endpoints.iter().any(left)).collect();
         let weight = |group: &Group| {
             group
                 .endpoints

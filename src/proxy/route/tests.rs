@@ -35,6 +35,8 @@ fn pool(balance: Balance, tiers: &[&[(&str, u32, usize)]]) -> Pool {
         tiers,
         connect,
         all_down: None,
+        spilled: 0,
+        reserve: Vec::new(),
         trials: Vec::new(),
         cell: Arc::default(),
     }

@@ -145,6 +145,8 @@ fn publish(
         tiers: endpoints.iter().enumerate().map(tier).collect(),
         connect,
         all_down: None,
+        spilled: 0,
+        reserve: Vec::new(),
         trials: Vec::new(),
         cell: Arc::default(),
     });

@@ -240,6 +240,8 @@ async fn an_endpoint_on_trial_is_given_one_session_for_each_permit() {
             tiers: tiers.collect(),
             connect: RACE,
             all_down: None,
+            spilled: 0,
+            reserve: Vec::new(),
             trials: vec![Arc::clone(&trial)],
             cell: Arc::clone(&before.cell),
         });

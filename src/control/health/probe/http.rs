@@ -77,7 +77,7 @@ pub(super) async fn ask(
 async fn judge(answer: Response<Incoming>, wanted: Wanted<'_>, limit: Limit) -> Result<(), Outcome> {
     let status = answer.status().as_u16();
     if !wanted.status.iter().any(|(low, high)| (*low..=*high).contains(&status)) {
-        return Err(Outcome::Bad(format!("status {status}, wanted {}", ranges(wanted.status))));
+        return Err(Outcome::Wrong(format!("status {status}, wanted {}", ranges(wanted.status))));
     }
     let mut body = answer.into_body();
     if let Some(text) = wanted.body {
@@ -97,7 +97,7 @@ async fn search(body: &mut Incoming, text: &[u8], limit: Limit) -> Result<(), Ou
     while !seen.contains(text) {
         if seen.is_full() {
             let size = LIMIT / 1024;
-            return Err(Outcome::Bad(format!("the first {size} KiB of the body lack {}", quote(text))));
+            return Err(Outcome::Wrong(format!("the first {size} KiB of the body lack {}", quote(text))));
         }
         match timeout_at(limit.at, body.frame()).await {
             Err(_) => return Err(Outcome::Bad(format!("no {} in the body within {limit}", quote(text)))),
@@ -105,7 +105,7 @@ async fn search(body: &mut Incoming, text: &[u8], limit: Limit) -> Result<(), Ou
             Ok(Some(Ok(frame))) => seen.add(frame.data_ref().map_or(&[], |bytes| bytes)),
             Ok(None) => {
                 let got = quote(seen.bytes());
-                return Err(Outcome::Bad(format!("body lacks {}: got {got}", quote(text))));
+                return Err(Outcome::Wrong(format!("body lacks {}: got {got}", quote(text))));
             }
         }
     }

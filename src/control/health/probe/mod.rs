@@ -27,6 +27,8 @@ pub(super) enum Outcome {
     Good,
     /// It did not, for this reason.
     Bad(String),
+    /// It answered, and wrongly: its own word, for this reason.
+    Wrong(String),
     /// This machine could not ask: no evidence against the endpoint.
     Local(String),
 }
@@ -107,7 +109,7 @@ async fn talk(mut stream: TcpStream, send: &[u8], expect: &[u8], limit: Limit) -
 }
 
 fn lacks(expect: &[u8], rest: std::fmt::Arguments<'_>) -> Outcome {
-    Outcome::Bad(format!("answer lacks {}{rest}", quote(expect)))
+    Outcome::Wrong(format!("answer lacks {}{rest}", quote(expect)))
 }
 
 /// An I/O error, blamed on whom it belongs to.

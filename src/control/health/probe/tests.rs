@@ -52,7 +52,11 @@ async fn read_head(client: &mut TcpStream) -> io::Result<String> {
 }
 
 async fn run(address: SocketAddr, probe: Probe, timeout: Duration) -> Outcome {
-    run_with(Outgoing::default(), address, probe, timeout).await
+    match run_with(Outgoing::default(), address, probe, timeout).await {
+        // Told apart in a test of its own.
+        Outcome::Wrong(reason) => Outcome::Bad(reason),
+        outcome => outcome,
+    }
 }
 
 async fn run_with(socket: Outgoing, address: SocketAddr, probe: Probe, timeout: Duration) -> Outcome {

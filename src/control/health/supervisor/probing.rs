@@ -78,8 +78,9 @@ impl Loop {
         loop {
             let (started, outcome) = self.probe().await;
             let local = matches!(outcome, Outcome::Local(_));
+            let answered = matches!(outcome, Outcome::Wrong(_));
             if let Some(turn) = self.learn(outcome)
-                && !self.tell(turn).await
+                && !self.tell(turn, answered, started).await
             {
                 return;
             }
@@ -113,9 +114,11 @@ impl Loop {
         };
         match outcome {
             Outcome::Good => self.judge.good(rise),
-            Outcome::Bad(why) => {
+            Outcome::Bad(why) | Outcome::Wrong(why) => {
                 tracing::debug!(pool = %self.key.pool, endpoint = %self.key.address, reason = why, "probe failed");
-                self.judge.bad(fall, &why)
+                let down = self.judge.verdict() == Verdict::Down;
+                // No news, but it tells what bytes of sessions came before it.
+                self.judge.bad(fall, &why).or_else(|| down.then(|| self.judge.again(&why)))
             }
             Outcome::Local(why) => {
                 self.shared.rooms.complain(&self.key, &why);
@@ -125,8 +128,9 @@ impl Loop {
     }
 
     /// False when there is no reconciler left to tell.
-    async fn tell(&self, Turn { verdict, reason }: Turn) -> bool {
-        let change = Change::Verdict { endpoint: self.key.clone(), verdict, reason: reason.into() };
+    async fn tell(&self, Turn { verdict, reason }: Turn, answered: bool, began: Instant) -> bool {
+        let (endpoint, reason) = (self.key.clone(), reason.into());
+        let change = Change::Verdict { endpoint, verdict, reason, answered, began };
         self.shared.changes.send(change).await.is_ok()
     }
 

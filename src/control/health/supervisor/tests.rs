@@ -93,18 +93,29 @@ impl Bench {
     }
 
     async fn next(&mut self) -> (SocketAddr, Verdict, String) {
-        let change = timeout(60 * SECOND, self.inbox.recv()).await.expect("no change in a minute").unwrap();
-        unpack(change)
+        loop {
+            let change = timeout(60 * SECOND, self.inbox.recv()).await.expect("no change in a minute");
+            let news = unpack(change.unwrap());
+            if !is_again(&news) {
+                return news;
+            }
+        }
     }
 
     /// What is in the inbox already.
     fn waiting(&mut self) -> Vec<(SocketAddr, Verdict, String)> {
-        std::iter::from_fn(|| self.inbox.try_recv().ok()).map(unpack).collect()
+        let all = std::iter::from_fn(|| self.inbox.try_recv().ok()).map(unpack);
+        all.filter(|news| !is_again(news)).collect()
     }
 }
 
+/// Another bad probe of an endpoint that is down already.
+fn is_again((_, _, reason): &(SocketAddr, Verdict, String)) -> bool {
+    reason.starts_with("probes fail: ")
+}
+
 fn unpack(change: Change) -> (SocketAddr, Verdict, String) {
-    let Change::Verdict { endpoint, verdict, reason } = change else { panic!("{change:?}") };
+    let Change::Verdict { endpoint, verdict, reason, .. } = change else { panic!("{change:?}") };
     (endpoint.address, verdict, reason.to_string())
 }
 

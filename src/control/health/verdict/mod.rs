@@ -83,6 +83,12 @@ impl Judge {
         Some(turn)
     }
 
+    /// The opinion as it stands, after another bad probe.
+    #[must_use]
+    pub fn again(&self, why: &str) -> Turn {
+        Turn { verdict: self.verdict, reason: format!("probes fail: {why}") }
+    }
+
     /// When to start the next probe, after the last started at `started`. Never before `now`.
     #[must_use]
     pub fn next(&self, started: Instant, now: Instant, pace: Pace) -> Instant {

@@ -355,6 +355,8 @@ fn pool(spares: u16, all_down: Option<AllDown>, tiers: Vec<Group>) -> Arc<Pool> 
         tiers: tiers.into_iter().map(tier).collect(),
         connect: Connect { spares, ..Connect::plain(SECOND, 1, SECOND) },
         all_down,
+        spilled: 0,
+        reserve: Vec::new(),
         trials: Vec::new(),
         cell: Arc::default(),
     })
