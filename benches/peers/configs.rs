@@ -25,6 +25,11 @@ pub(crate) fn twinspan(setting: &Setting<'_>, engine: bool) -> String {
     ours(setting, engine, "", "[pool.health.tcp]\ninterval = \"1s\"")
 }
 
+/// Without what watches over sessions as they connect.
+pub(crate) fn twinspan_plain(setting: &Setting<'_>) -> String {
+    ours(setting, true, "hedge = false\nejection.enabled = false", "[pool.health.tcp]\ninterval = \"1s\"")
+}
+
 /// With an endpoint in a second cloud that gets nothing while the target is up. Nothing is probed, so that nobody but us has
 /// opinions about it, and when it comes back it is at once all there: steps would be generations that nobody has asked for.
 pub(crate) fn twinspan_with_spare(setting: &Setting<'_>, engine: bool, spare: SocketAddr) -> String {

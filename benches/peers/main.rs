@@ -62,7 +62,7 @@ struct Options {
     /// Only these scenarios.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Scenario>,
-    /// Only these proxies; by default all that are installed, twinspan-tokio left out.
+    /// Only these proxies; by default all that are installed, twinspan-tokio and twinspan-plain left out.
     #[arg(long, value_enum, value_delimiter = ',')]
     proxies: Vec<Kind>,
     /// Whose ratios to the others are shown.

@@ -28,6 +28,9 @@ pub(crate) enum Kind {
     Twinspan,
     /// twinspan with `engine = false`: tokio carries every session. Only when asked for.
     TwinspanTokio,
+    /// twinspan with `hedge = false` and `ejection.enabled = false`: what racing and judging cost while all is well. Only when
+    /// asked for.
+    TwinspanPlain,
     Haproxy,
     /// HAProxy with `option splice-request` and `option splice-response`. Not `splice-auto`: 2.6 decides on it only when
     /// a transfer pauses, so that a steady one is copied to its end.
@@ -69,6 +72,7 @@ impl Kind {
             Self::Direct => "direct",
             Self::Twinspan => "twinspan",
             Self::TwinspanTokio => "twinspan-tokio",
+            Self::TwinspanPlain => "twinspan-plain",
             Self::Haproxy => "haproxy",
             Self::HaproxySplice => "haproxy-splice",
             Self::Nginx => "nginx",
@@ -78,18 +82,18 @@ impl Kind {
 
     /// True when it is ours.
     pub(crate) const fn is_twinspan(self) -> bool {
-        matches!(self, Self::Twinspan | Self::TwinspanTokio)
+        matches!(self, Self::Twinspan | Self::TwinspanTokio | Self::TwinspanPlain)
     }
 
     /// True when it takes part without being asked for.
     pub(crate) fn is_usual(self) -> bool {
-        self != Self::TwinspanTokio
+        !matches!(self, Self::TwinspanTokio | Self::TwinspanPlain)
     }
 
     fn program(self, site: Site<'_>) -> Option<PathBuf> {
         match self {
             Self::Direct => None,
-            Self::Twinspan | Self::TwinspanTokio => Some(site.twinspan.to_owned()),
+            Self::Twinspan | Self::TwinspanTokio | Self::TwinspanPlain => Some(site.twinspan.to_owned()),
             Self::Haproxy | Self::HaproxySplice => host::find("haproxy"),
             Self::Nginx => host::find("nginx"),
             Self::Envoy => host::find("envoy"),
@@ -105,7 +109,7 @@ impl Kind {
     pub(crate) fn version(self, site: Site<'_>) -> Option<String> {
         let flag = match self {
             Self::Direct => return None,
-            Self::Twinspan | Self::TwinspanTokio | Self::Envoy => "--version",
+            Self::Twinspan | Self::TwinspanTokio | Self::TwinspanPlain | Self::Envoy => "--version",
             Self::Haproxy | Self::HaproxySplice | Self::Nginx => "-v",
         };
         let program = self.program(site)?;
@@ -122,6 +126,7 @@ impl Kind {
             Self::Direct => String::new(),
             Self::Twinspan => configs::twinspan(setting, true),
             Self::TwinspanTokio => configs::twinspan(setting, false),
+            Self::TwinspanPlain => configs::twinspan_plain(setting),
             Self::Haproxy => configs::haproxy(setting, ""),
             Self::HaproxySplice => {
                 configs::haproxy(setting, "option splice-request\n    option splice-response")
@@ -134,7 +139,9 @@ impl Kind {
     fn arguments(self, command: &mut Command, setting: &Setting<'_>, config: &Path) {
         match self {
             Self::Direct => {}
-            Self::Twinspan | Self::TwinspanTokio => drop(command.arg("run").arg("-c").arg(config)),
+            Self::Twinspan | Self::TwinspanTokio | Self::TwinspanPlain => {
+                command.arg("run").arg("-c").arg(config);
+            }
             // -db: one process, in the foreground.
             Self::Haproxy | Self::HaproxySplice => drop(command.arg("-db").arg("-f").arg(config)),
             Self::Nginx => drop(command.arg("-e").arg(setting.dir.join("error.log")).arg("-c").arg(config)),
