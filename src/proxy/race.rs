@@ -62,7 +62,7 @@ impl Race {
 
     /// What to do. `may_hedge` is asked when an attempt is late, and no more often than that.
     pub fn step(&mut self, now: Instant, may_hedge: impl FnOnce() -> bool) -> Step {
-        let may_dial = self.made == 0 || self.made < self.connect.attempts && now < self.end;
+        let may_dial = self.may_dial(now);
         if self.under_way == 0 {
             return match (may_dial, self.made) {
                 (false, _) => Step::Over,
@@ -86,6 +86,12 @@ impl Race {
             }
             None => Step::Wait(None),
         }
+    }
+
+    /// True while there may be another attempt.
+    #[must_use]
+    pub fn may_dial(&self, now: Instant) -> bool {
+        self.made == 0 || self.made < self.connect.attempts && now < self.end
     }
 
     /// An attempt begins, in a group whose usual connect time is `usual`; its deadline. `jitter` (0 to 1) varies the time
@@ -115,6 +121,11 @@ impl Race {
     pub fn spent(&mut self) {
         self.made = self.made.max(self.connect.attempts).max(1);
         self.owed = false;
+        self.hedge = None;
+    }
+
+    /// What is under way is not raced, as there is no room for that; a failure is still answered.
+    pub const fn calm(&mut self) {
         self.hedge = None;
     }
 

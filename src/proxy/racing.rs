@@ -43,15 +43,17 @@ pub(super) async fn connect(
     // What has moved on from an endpoint that did not answer has its time anew.
     let started = if tried.is_empty() { books.started } else { Instant::now() };
     let racers = Vec::new();
-    let mut field = Field { client, books, started, race: None, racers, tried, last: NO_ENDPOINT };
+    let mut field =
+        Field { client, books, started, race: None, racers, tried, crowded: Vec::new(), last: NO_ENDPOINT };
     if let Some((attempt, upstream)) = begun {
         field.resume(attempt, upstream);
     }
     let mut gone = pin!(connect::gone(client));
     loop {
+        field.give_up();
         let until = match field.step() {
             Step::Over => return Err(field.last),
-            Step::Wait(until) => until,
+            Step::Wait(until) => field.patience().into_iter().chain(until).min(),
             Step::Dial(why) => {
                 tokio::select! {
                     biased;
@@ -92,6 +94,8 @@ struct Field<'a> {
     race: Option<(Race, Arc<Pool>)>,
     racers: Vec<Racer>,
     tried: Vec<Arc<EndpointIdentity>>,
+    /// Endpoints that had no place for an attempt.
+    crowded: Vec<Arc<EndpointIdentity>>,
     /// How the session ends if nothing comes of it.
     last: End,
 }
@@ -99,6 +103,8 @@ struct Field<'a> {
 /// An attempt under way.
 struct Racer {
     attempt: Attempt,
+    /// Nobody else takes the session: it is waited for as long as there is time.
+    last_hope: bool,
     claim: Claim,
     why: Why,
     dial: Pin<Box<dyn Future<Output = Result<Peer, End>> + Send>>,
@@ -129,16 +135,16 @@ impl Field<'_> {
             return Err(client_gone(Cause::Closed));
         }
         // A fresh snapshot for every attempt: it may know more than the last one did.
-        let Some(plan) = connect::plan(self.books, &self.tried, why == Why::Hedge) else {
+        let Some(plan) = self.plan(why == Why::Hedge) else {
             return self.nothing_left();
         };
-        if why == Why::Retry && !may_retry(&plan.pool) {
+        if why == Why::Retry && !may_retry(&plan, &self.tried) {
             return self.nothing_left();
         }
-        self.tried.push(Arc::clone(&plan.endpoint.identity));
         let Some(place) = self.place(&plan).await else {
-            return self.crowded(&plan);
+            return self.crowd(&plan);
         };
+        self.tried.push(Arc::clone(&plan.endpoint.identity));
         let claim = Claim::new(Arc::clone(&plan.endpoint));
         self.books.count_attempt();
         match why {
@@ -156,6 +162,53 @@ impl Field<'_> {
         Ok(())
     }
 
+    /// When the next attempt has had its time.
+    fn patience(&self) -> Option<Instant> {
+        let bounded = self.racers.iter().filter(|racer| !racer.last_hope);
+        bounded.map(|racer| racer.attempt.deadline).min()
+    }
+
+    /// Attempts that have had their time give way, if there is an endpoint to try in their place. Where there is none,
+    /// they are better than nothing: the kernel repeats a handshake that was lost.
+    fn give_up(&mut self) {
+        let now = Instant::now();
+        let is_due = |racer: &Racer| !racer.last_hope && racer.attempt.deadline <= now;
+        while let Some(place) = self.racers.iter().position(is_due) {
+            let may_dial = self.race.as_ref().is_some_and(|(race, _)| race.may_dial(now));
+            if may_dial && self.has_alternative(None) {
+                let racer = self.racers.remove(place);
+                let cause = Cause::TimedOut;
+                self.failed(racer, End { side: Side::Upstream, stage: Stage::Connect, cause });
+            } else if let Some(racer) = self.racers.get_mut(place) {
+                racer.last_hope = true;
+            }
+        }
+    }
+
+    /// Whom to dial next: where there was no place only if there is nobody else, and then there is time to wait for one.
+    fn plan(&mut self, spread: bool) -> Option<Plan> {
+        if self.crowded.is_empty() {
+            return connect::plan(self.books, &self.tried, spread);
+        }
+        let others = connect::plan(self.books, &[&*self.tried, &*self.crowded].concat(), spread);
+        if others.is_some() || !self.racers.is_empty() {
+            return others;
+        }
+        self.crowded.clear();
+        connect::plan(self.books, &self.tried, spread)
+    }
+
+    /// True if somebody else is up who could be dialled.
+    fn has_alternative(&mut self, endpoint: Option<&Arc<Endpoint>>) -> bool {
+        let mut not = [&*self.tried, &*self.crowded].concat();
+        not.extend(endpoint.map(|endpoint| Arc::clone(&endpoint.identity)));
+        let is_reserve = |plan: &Plan| {
+            let mut out = plan.pool.reserve.iter().flat_map(|group| &group.endpoints);
+            out.any(|one| one.address() == plan.endpoint.address())
+        };
+        connect::plan(self.books, &not, true).is_some_and(|plan| !is_reserve(&plan))
+    }
+
     fn nothing_left(&mut self) -> Result<(), End> {
         match &mut self.race {
             Some((race, _)) => {
@@ -166,33 +219,52 @@ impl Field<'_> {
         }
     }
 
-    /// A place among the attempts at this endpoint. It is waited for only while no other attempt is under way.
+    /// A place among the attempts at this endpoint. It is waited for only while no other attempt is under way, and no longer
+    /// than an attempt may take that another one could race.
     async fn place(&mut self, plan: &Plan) -> Option<Place> {
         let place = Place::take(plan);
         if place.is_some() || !self.racers.is_empty() {
             return place;
         }
         plan.pool.cell.waits();
-        timeout_at(self.started + plan.pool.connect.total, Place::wait(plan)).await.ok().flatten()
+        let end = self.started + plan.pool.connect.total;
+        let usual = Hedge::delay(plan.endpoint.cell.usual());
+        let until =
+            if self.has_alternative(Some(&plan.endpoint)) { end.min(Instant::now() + usual) } else { end };
+        timeout_at(until, Place::wait(plan)).await.ok().flatten()
     }
 
     /// There was no place: another endpoint may have one.
-    fn crowded(&mut self, plan: &Plan) -> Result<(), End> {
-        if self.racers.is_empty() {
-            plan.pool.cell.overflows();
-            plan.endpoint.cell.connect_failed(OVERLOADED.cause);
-            self.last = OVERLOADED;
+    fn crowd(&mut self, plan: &Plan) -> Result<(), End> {
+        self.crowded.push(Arc::clone(&plan.endpoint.identity));
+        if !self.racers.is_empty() {
+            // What is under way goes on, unraced.
+            if let Some((race, _)) = &mut self.race {
+                race.calm();
+            }
+            return Ok(());
         }
-        if Instant::now() >= self.started + plan.pool.connect.total { self.nothing_left() } else { Ok(()) }
+        self.last = OVERLOADED;
+        let full = plan.endpoint.cell.dialling().1 >= u64::from(plan.pool.connect.queue);
+        let late = Instant::now() >= self.started + plan.pool.connect.total;
+        if !late && (!full || self.has_alternative(None)) {
+            return Ok(());
+        }
+        plan.pool.cell.overflows();
+        plan.endpoint.cell.connect_failed(OVERLOADED.cause);
+        self.nothing_left()
     }
 
     fn enter(&mut self, (attempt, upstream): Begun, claim: Claim, why: Why) {
         self.books.trying(&attempt.plan.endpoint);
         let dial: Pin<Box<dyn Future<Output = Result<Peer, End>> + Send>> = match upstream {
-            Ok(upstream) => Box::pin(finish(upstream, Arc::clone(&attempt.plan.endpoint), attempt.deadline)),
+            Ok(upstream) => {
+                let end = self.started + attempt.plan.pool.connect.total;
+                Box::pin(finish(upstream, Arc::clone(&attempt.plan.endpoint), end))
+            }
             Err(end) => Box::pin(std::future::ready(Err(end))),
         };
-        self.racers.push(Racer { attempt, claim, why, dial });
+        self.racers.push(Racer { attempt, last_hope: false, claim, why, dial });
     }
 
     fn won(&mut self, racer: Racer, mut upstream: Peer) -> Established {
@@ -222,11 +294,14 @@ impl Field<'_> {
     }
 }
 
-/// Where some endpoint is up, an attempt in the place of a failed one is what the session needs. Where all are down it
-/// only adds to what they have to refuse, so the budget bounds it.
-fn may_retry(pool: &Pool) -> bool {
+/// Where some endpoint is up, an attempt in the place of a failed one is what the session needs, and so is one in a cloud
+/// that it has not tried. Where all are down, further ones only add to what they have to refuse: the budget bounds them.
+fn may_retry(plan: &Plan, tried: &[Arc<EndpointIdentity>]) -> bool {
+    let Plan { endpoint, pool, .. } = plan;
     let budget = pool.connect.hedge.map_or(Hedge::BUDGET, |hedge| hedge.budget);
-    pool.all_down.is_none() || pool.cell.may_hedge(budget, Instant::now())
+    pool.all_down.is_none()
+        || tried.iter().all(|tried| tried.cloud != endpoint.identity.cloud)
+        || pool.cell.may_hedge(budget, Instant::now())
 }
 
 /// Waits for the first of them to end, and takes it out.

@@ -26,3 +26,4 @@ mod reload;
 mod sessions;
 mod sockets;
 mod spares;
+mod storm;

@@ -46,8 +46,9 @@ pub(in crate::config) struct Pool {
     #[schemars(extend("default" = defaults::WHEN_ALL_DOWN.word()))]
     pub(in crate::config) when_all_down: Key<Word<WhenAllDown>>,
 
-    /// Time for one attempt to connect. A round trip around the world takes 0.3 s, and the kernel repeats a lost SYN
-    /// only after 1 s: by then another endpoint has answered.
+    /// Time for one attempt to connect, after which another endpoint is tried. A round trip around the world takes 0.3 s, and
+    /// the kernel repeats a lost SYN only after 1 s: by then another endpoint has answered. Where no other is up, an
+    /// attempt goes on until the time for all of them is over: this time `attempts`. Then the client is reset.
     #[schemars(extend("default" = time_text(defaults::CONNECT_TIMEOUT)))]
     pub(in crate::config) connect_timeout: Key<Time>,
 
