@@ -93,6 +93,9 @@ pub struct Cloud {
     pub egress_usd_per_gb: Option<String>,
     /// `up` (every endpoint is), `degraded` (some are), `down` or `unknown`.
     pub state: String,
+    /// What holds of it as a whole.
+    #[serde(default)]
+    pub judged: CloudVerdict,
     /// Endpoints that are up.
     pub endpoints_up: u64,
     /// All its endpoints.
@@ -107,6 +110,21 @@ pub struct Cloud {
     pub to_client: u64,
     /// The last seconds.
     pub rates: Option<Rates>,
+}
+
+/// What holds of a cloud as one failure domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CloudVerdict {
+    /// `up`: its endpoints are judged one by one. `down`: no pool that has another cloud uses it. `recovering`: its share
+    /// of new sessions rises.
+    pub verdict: String,
+    /// While it is down: the evidence.
+    pub evidence: Option<String>,
+    /// While it is down: since when.
+    pub since: Option<String>,
+    /// While it comes back: the part of its usual new sessions that it gets, in percent.
+    pub percent: Option<u32>,
 }
 
 /// Rates over the last ten seconds; `null` until the first second has passed.
@@ -135,10 +153,13 @@ pub struct Pool {
     pub weights: Vec<CloudWeight>,
     /// How an endpoint is chosen within a cloud.
     pub balance: String,
-    /// With every endpoint down, what happens to new sessions: `try_anyway` or `refuse`.
+    /// With nothing left that may be used, what happens to new sessions: `try_anyway` or `refuse`.
     pub all_down: Option<String>,
     /// The clouds that new sessions go to now.
     pub shares: Vec<CloudShare>,
+    /// What is taken out of it, and what bounds that.
+    #[serde(default)]
+    pub restraint: Restraint,
     /// Names that have not been resolved yet.
     pub unresolved: Vec<String>,
     /// What the attempts of its sessions have come to.
@@ -146,6 +167,29 @@ pub struct Pool {
     pub attempts: Attempts,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// What is taken out of a pool and what bounds that, in percent of its weight. Endpoints in a cloud that is down as a whole,
+/// and those that no probe has found good yet, are not counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restraint {
+    /// True while probes are not believed and remove nothing.
+    pub frozen: bool,
+    /// Why.
+    pub frozen_because: Option<String>,
+    /// What may not be used now.
+    pub out_percent: u8,
+    /// What sessions have taken out, of that.
+    pub ejected_percent: u8,
+    /// What probes alone have taken out within the last minute, back or not.
+    pub removed_by_checks_percent: u8,
+    /// The most that sessions may take out: `max_ejected`.
+    pub max_ejected_percent: u8,
+    /// The most that probes alone may take out within a minute: `max_removal`.
+    pub max_removal_percent: u8,
+    /// What always stays: `floor`.
+    pub floor_percent: u8,
 }
 
 /// What the attempts of a pool's sessions have come to, since the start.
@@ -204,7 +248,7 @@ pub struct Endpoint {
     pub weight: u32,
     /// How much of the weight counts now, in percent: below 100 during slow start.
     pub ramp_percent: u8,
-    /// `up`, `down` or `unknown`.
+    /// What probes say: `up`, `down` or `unknown`.
     pub verdict: String,
     /// Why.
     pub reason: String,
@@ -216,6 +260,9 @@ pub struct Endpoint {
     pub transitions: u64,
     /// True when new sessions of the pool may be given to it at the first attempt.
     pub in_use: bool,
+    /// What holds of it, probes, sessions and limits taken together.
+    #[serde(default)]
+    pub standing: Standing,
     /// Sessions now, attempts included.
     pub sessions_active: u64,
     /// Sessions that connected.
@@ -230,6 +277,31 @@ pub struct Endpoint {
     pub to_client: u64,
     /// The last seconds.
     pub rates: Option<Rates>,
+}
+
+/// What holds of an endpoint, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standing {
+    /// `in`, `out`, `trial` (one session at a time may try it), `new` (no probe has been good yet), or `kept` (in though it is
+    /// held for bad).
+    pub word: String,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// When it may be tried or used again, if it is out and that is known.
+    pub until: Option<String>,
+    /// What keeps it in: `contradicted`, `frozen`, `velocity`, `floor`, `cap`, `last_cloud` or `lately`.
+    pub kept_by: Option<String>,
+    /// How often sessions have taken it out.
+    pub ejections: u64,
+    /// How often its probes were good again after they had been bad.
+    pub flaps: u64,
+    /// Failed sessions since the last good one.
+    pub consecutive_failures: u32,
+    /// Attempts of the last ten seconds.
+    pub recent_attempts: u64,
+    /// Those of them that failed.
+    pub recent_failures: u64,
 }
 
 /// Connect times in milliseconds; `null` before the first session.

@@ -18,7 +18,7 @@ use super::{
     health::{HealthHandle, Target},
     inputs::{Name, OpenListener, listed},
     news::News,
-    overview,
+    overview::{self, Now},
     verdicts::{Finding, FindingKind},
 };
 use crate::{
@@ -26,6 +26,9 @@ use crate::{
     ids::Generation,
     state::{Phase, Report, ReportReceiver, Shared, Snapshot},
 };
+
+/// How often what people are shown is looked over: most of it changes without a new generation.
+const SHOW: Duration = Duration::from_secs(1);
 
 /// How often what the data plane has counted is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -71,6 +74,8 @@ pub(super) struct Reconciler {
     doors: Doors,
     brain: Brain,
     news: News,
+    /// When the overview was last written.
+    shown: Instant,
 }
 
 impl Reconciler {
@@ -87,6 +92,7 @@ impl Reconciler {
             doors,
             brain: Brain::new(config, servers, rand::random()),
             news: News::default(),
+            shown: Instant::now(),
         }
     }
 
@@ -110,6 +116,7 @@ impl Reconciler {
                 _ = look.tick(), if !self.doors.changes.is_closed() => {
                     self.brain.look(Instant::now());
                     self.publish();
+                    self.refresh();
                 }
                 else => return,
             }
@@ -161,11 +168,24 @@ impl Reconciler {
         let Some(after) = after else { return };
         self.shared.publish(Arc::clone(&after));
         self.view.compiles.observe(now.0.elapsed());
-        let overview = Arc::new(overview::overview(self.brain.inputs(), &after, now));
-        self.view.overview.store(Arc::clone(&overview));
-        self.view.totals.follow(&overview);
+        self.show(&after, now);
         let ready = self.shared.sessions.phase() >= Phase::Ready;
         self.news.tell((&before, &after), ready, &self.view, now.0);
+    }
+
+    /// Shows what has changed without a new generation.
+    fn refresh(&mut self) {
+        let now = (Instant::now(), SystemTime::now());
+        let snapshot = Arc::clone(self.brain.snapshot());
+        // Before the first generation there is nothing to show.
+        if now.0.duration_since(self.shown) >= SHOW && snapshot.generation > Generation::default() {
+            self.show(&snapshot, now);
+        }
+    }
+
+    fn show(&mut self, snapshot: &Snapshot, now: Now) {
+        self.shown = now.0;
+        self.view.show(overview::overview(self.brain.inputs(), snapshot, now));
     }
 
     fn tell(&self, notice: &Notice, generation: Generation) {
@@ -234,8 +254,9 @@ fn found(finding: &Finding) -> Happening {
         FindingKind::Thaw => Kind::Thaw,
         FindingKind::Kept => Kind::Kept,
     };
-    let mut event =
-        Happening::new(kind).change(&*finding.before, &*finding.after).because(&*finding.evidence);
+    // The sentence has the word already.
+    let evidence = finding.evidence.strip_prefix("kept: ").unwrap_or(&finding.evidence);
+    let mut event = Happening::new(kind).change(&*finding.before, &*finding.after).because(evidence);
     event.pool.clone_from(&finding.pool);
     event.endpoint = finding.endpoint;
     event.cloud.clone_from(&finding.cloud);

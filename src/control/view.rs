@@ -2,7 +2,7 @@
 //! page read it. Live numbers stand in the cells that it points to.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,10 +12,16 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{Journal, admin::Totals, health::Verdict};
+use super::{
+    Journal,
+    admin::Totals,
+    health::Verdict,
+    judged::{CloudView, Judged},
+    verdicts::Taken,
+};
 use crate::{
     config::{self, Config},
-    ids::{CloudName, EndpointIdentity, Generation, ListenerName, PoolName},
+    ids::{CloudName, EndpointIdentity, EndpointKey, Generation, ListenerName, PoolName},
     state::{AllDown, EndpointCell, Hedge, Histogram, ListenerCell, PoolCell, Shared},
     telemetry::LogDropped,
 };
@@ -45,6 +51,7 @@ pub struct View {
     last_reload: ArcSwap<Option<ReloadOutcome>>,
     last_applied: ArcSwap<SystemTime>,
     failovers: Mutex<BTreeMap<Failover, u64>>,
+    ejections: Mutex<Ejections>,
 }
 
 /// One consistent picture of config, endpoints and verdicts.
@@ -56,6 +63,8 @@ pub struct Overview {
     pub config: Arc<Config>,
     /// Listeners.
     pub listeners: Vec<ListenerView>,
+    /// Clouds of the config, in its order.
+    pub clouds: Vec<CloudView>,
     /// Pools.
     pub pools: Vec<PoolView>,
 }
@@ -78,10 +87,18 @@ pub struct PoolView {
     pub policy: config::Policy,
     /// How an endpoint is chosen within a cloud.
     pub balance: config::Balance,
-    /// Set when no endpoint is up.
+    /// Set when nothing is left that may be used.
     pub all_down: Option<AllDown>,
     /// The clouds that new sessions go to now, with their share (0 to 1).
     pub shares: Vec<(CloudName, f64)>,
+    /// The share of its usual new sessions that each cloud gets while it comes back, in percent.
+    pub paced: Vec<(CloudName, u32)>,
+    /// Why its probes are not believed; `None` while they are.
+    pub frozen: Option<Arc<str>>,
+    /// How much of it is out.
+    pub taken: Taken,
+    /// What bounds that.
+    pub limits: (config::Ejection, config::Restraint),
     /// Every endpoint, up or not.
     pub endpoints: Vec<EndpointView>,
     /// Names that have not been resolved yet, as `host:port`.
@@ -109,7 +126,7 @@ pub struct EndpointView {
     pub ramp_percent: u8,
     /// Its live numbers.
     pub cell: Arc<EndpointCell>,
-    /// The opinion about it.
+    /// The opinion of probes about it.
     pub verdict: Verdict,
     /// Why.
     pub reason: Arc<str>,
@@ -119,6 +136,31 @@ pub struct EndpointView {
     pub transitions: u64,
     /// True when new sessions of the pool may be given to it at the first attempt.
     pub in_use: bool,
+    /// What the judge makes of it.
+    pub judged: Judged,
+}
+
+/// Counts ejections, so that the count stays when an endpoint goes.
+#[derive(Debug, Default)]
+struct Ejections {
+    seen: HashMap<EndpointKey, u64>,
+    sums: BTreeMap<(PoolName, CloudName), u64>,
+}
+
+impl Ejections {
+    fn follow(&mut self, overview: &Overview) {
+        let before = std::mem::take(&mut self.seen);
+        for endpoint in overview.pools.iter().flat_map(|pool| &pool.endpoints) {
+            let (key, count) = (endpoint.identity.key(), endpoint.judged.ejections);
+            // One that is seen for the first time is new, or has come back and was counted before.
+            let more = before.get(&key).map_or(0, |seen| count.saturating_sub(*seen));
+            if more > 0 {
+                let group = (endpoint.identity.pool.clone(), endpoint.identity.cloud.clone());
+                *self.sums.entry(group).or_default() += more;
+            }
+            self.seen.insert(key, count);
+        }
+    }
 }
 
 /// How a reload ended.
@@ -145,7 +187,13 @@ impl View {
     /// A view of nothing yet.
     #[must_use]
     pub fn new(shared: Arc<Shared>, config: Arc<Config>) -> Self {
-        let empty = Overview { generation: Generation(0), config, listeners: Vec::new(), pools: Vec::new() };
+        let empty = Overview {
+            generation: Generation(0),
+            config,
+            listeners: Vec::new(),
+            clouds: Vec::new(),
+            pools: Vec::new(),
+        };
         let started = SystemTime::now();
         Self {
             shared,
@@ -161,6 +209,7 @@ impl View {
             last_reload: ArcSwap::from_pointee(None),
             last_applied: ArcSwap::from_pointee(started),
             failovers: Mutex::default(),
+            ejections: Mutex::default(),
         }
     }
 
@@ -205,6 +254,21 @@ impl View {
     pub fn failovers(&self) -> Vec<(Failover, u64)> {
         let failovers = self.failovers.lock().unwrap_or_else(PoisonError::into_inner);
         failovers.iter().map(|(failover, count)| (failover.clone(), *count)).collect()
+    }
+
+    /// Shows another picture.
+    pub(super) fn show(&self, overview: Overview) {
+        let overview = Arc::new(overview);
+        self.ejections.lock().unwrap_or_else(PoisonError::into_inner).follow(&overview);
+        self.overview.store(Arc::clone(&overview));
+        self.totals.follow(&overview);
+    }
+
+    /// Ejections so far of endpoints of a pool in a cloud, those that are gone included.
+    #[must_use]
+    pub fn ejections(&self, pool: &PoolName, cloud: &CloudName) -> u64 {
+        let ejections = self.ejections.lock().unwrap_or_else(PoisonError::into_inner);
+        ejections.sums.get(&(pool.clone(), cloud.clone())).copied().unwrap_or_default()
     }
 
     /// Time since the start.

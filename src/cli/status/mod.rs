@@ -137,6 +137,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_proxy_that_judges_nothing_yet_is_understood() {
+        let mut old = serde_json::to_value(sample::status()).unwrap();
+        let cut =
+            |value: &mut serde_json::Value, key: &str| value.as_object_mut().unwrap().remove(key).unwrap();
+        for cloud in old["clouds"].as_array_mut().unwrap() {
+            cut(cloud, "judged");
+        }
+        for pool in old["pools"].as_array_mut().unwrap() {
+            cut(pool, "restraint");
+            for endpoint in pool["endpoints"].as_array_mut().unwrap() {
+                cut(endpoint, "standing");
+            }
+        }
+        let (target, _asked) = server(answer(&old.to_string())).await;
+        let text = picture(&target, &args(&target, &[]), false).await.unwrap();
+        assert!(!text.contains("VERDICT") && !text.contains("out:"), "{text}");
+        assert!(text.contains("  yes  ") && text.contains("  -  "), "{text}");
+    }
+
+    #[tokio::test]
     async fn nobody_there_is_69_and_anything_else_wrong_is_1() {
         let (target, _socket) = nobody();
         let failure = picture(&target, &args(&target, &[]), false).await.unwrap_err();

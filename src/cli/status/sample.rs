@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::api::{
-    Attempts, Cloud, CloudShare, CloudWeight, ConnectTimes, EndCount, Endpoint, Event, Listener, Pool,
-    Process, Rates, Reload, Reloads, Sessions, Status,
+    Attempts, Cloud, CloudShare, CloudVerdict, CloudWeight, ConnectTimes, EndCount, Endpoint, Event,
+    Listener, Pool, Process, Rates, Reload, Reloads, Restraint, Sessions, Standing, Status,
 };
 
 fn cloud(name: &str, state: &str, up: u64) -> Cloud {
@@ -18,14 +18,32 @@ fn cloud(name: &str, state: &str, up: u64) -> Cloud {
         region: Some(format!("{name}-west-1")),
         egress_usd_per_gb: (name == "aws").then(|| "0.09".into()),
         state: state.into(),
+        judged: judged(state),
         endpoints_up: up,
-        endpoints: 2,
+        endpoints: up.max(2),
         sessions_active: 181,
         sessions_total: 1_234_567,
         to_upstream: 1,
         to_client: 1,
         rates: (up > 0).then_some(rates),
     }
+}
+
+fn judged(state: &str) -> CloudVerdict {
+    let of = |verdict: &str| CloudVerdict { verdict: verdict.into(), ..CloudVerdict::default() };
+    match state {
+        "down" => CloudVerdict {
+            evidence: Some("2 of 2 endpoints: 1 refuse, 1 silent".into()),
+            since: Some("2026-11-22T10:00:00.000Z".into()),
+            ..of("down")
+        },
+        "degraded" => CloudVerdict { percent: Some(30), ..of("recovering") },
+        _ => of("up"),
+    }
+}
+
+fn standing(word: &str, reason: &str) -> Standing {
+    Standing { word: word.into(), reason: reason.into(), ..Standing::default() }
 }
 
 fn endpoint(address: &str, cloud: &str) -> Endpoint {
@@ -43,6 +61,7 @@ fn endpoint(address: &str, cloud: &str) -> Endpoint {
         for_seconds: 10_920.0,
         transitions: 0,
         in_use: true,
+        standing: standing("in", "first found good: 2 probes good"),
         sessions_active: 90,
         sessions_total: 617_283,
         connect_failures: BTreeMap::new(),
@@ -60,8 +79,28 @@ fn failover_pool() -> Pool {
     (down.in_use, down.for_seconds, down.transitions, down.rates) = (false, 12.0, 1, None);
     down.connect_failures = [("refused".to_owned(), 3), ("timed_out".to_owned(), 12_000)].into();
     down.connect_ms = ConnectTimes::default();
+    down.standing = standing("out", "gcp is down: 2 of 2 endpoints: 1 refuse, 1 silent");
     let mut back = endpoint("10.0.12.135:5432", "aws");
     (back.ramp_percent, back.host, back.transitions) = (50, Some("db.internal:5432".into()), 2);
+    back.standing = Standing { ejections: 1, flaps: 1, ..standing("in", "the trial session went well") };
+    let mut ejected = endpoint("10.0.12.136:5432", "aws");
+    ejected.in_use = false;
+    ejected.standing = Standing {
+        until: Some("2026-11-22T10:00:10.412Z".into()),
+        ejections: 2,
+        consecutive_failures: 5,
+        recent_attempts: 6,
+        recent_failures: 5,
+        ..standing("out", "5 sessions in a row failed: 5 failed to connect; back-off 10.4 s, number 2")
+    };
+    let mut kept = endpoint("10.0.12.137:5432", "aws");
+    kept.standing = Standing {
+        kept_by: Some("cap".into()),
+        consecutive_failures: 7,
+        recent_attempts: 9,
+        recent_failures: 7,
+        ..standing("kept", "kept: as much is ejected already as may be (sessions: 7 mute)")
+    };
     Pool {
         name: "db".into(),
         policy: "failover".into(),
@@ -70,6 +109,7 @@ fn failover_pool() -> Pool {
         balance: "least-sessions".into(),
         all_down: None,
         shares: vec![CloudShare { cloud: "aws".into(), share: 1.0 }],
+        restraint: limits(Restraint { out_percent: 25, ejected_percent: 25, ..Restraint::default() }),
         unresolved: Vec::new(),
         attempts: Attempts {
             hedges: 1200,
@@ -79,8 +119,12 @@ fn failover_pool() -> Pool {
             retries: 7,
             ..Attempts::default()
         },
-        endpoints: vec![endpoint("10.0.12.134:5432", "aws"), back, down],
+        endpoints: vec![endpoint("10.0.12.134:5432", "aws"), back, down, ejected, kept],
     }
+}
+
+fn limits(taken: Restraint) -> Restraint {
+    Restraint { max_ejected_percent: 50, max_removal_percent: 50, floor_percent: 20, ..taken }
 }
 
 fn weighted_pool() -> Pool {
@@ -93,6 +137,11 @@ fn weighted_pool() -> Pool {
         balance: "round-robin".into(),
         all_down: Some("refuse".into()),
         shares: Vec::new(),
+        restraint: limits(Restraint {
+            frozen: true,
+            frozen_because: Some("all 3 probed endpoints failed within 5 s, and no session did".into()),
+            ..Restraint::default()
+        }),
         unresolved: vec!["cache.internal:6379".into()],
         attempts: Attempts::default(),
         endpoints: Vec::new(),
@@ -141,12 +190,12 @@ fn process() -> Process {
     }
 }
 
-/// Two clouds, one of them down; a pool of each policy, one of them in trouble.
+/// Three clouds, one of them down and one on its way back; a pool of each policy, one of them in trouble.
 pub(super) fn status() -> Status {
     Status {
         process: process(),
         sessions: Sessions { active: 181, accepted: 1_234_999, panicked: 0, log_lines_dropped: 0 },
-        clouds: vec![cloud("aws", "up", 2), cloud("gcp", "down", 0)],
+        clouds: vec![cloud("aws", "up", 4), cloud("gcp", "down", 0), cloud("ovh", "degraded", 1)],
         pools: vec![failover_pool(), weighted_pool()],
         listeners: vec![listener()],
         events: vec![Event {

@@ -4,7 +4,10 @@
 use std::fmt::Write as _;
 
 use super::table::{Align, Cell, Paint, Table, bytes, count, duration, paint, plain, rate};
-use crate::api::{Attempts, Cloud, EndCount, Endpoint, Listener, Pool, Process, Rates, Sessions, Status};
+use crate::api::{
+    Attempts, Cloud, EndCount, Endpoint, Listener, Pool, Process, Rates, Restraint, Sessions, Standing,
+    Status,
+};
 
 /// Ends shown for a listener, the most frequent first.
 const ENDS: usize = 3;
@@ -95,6 +98,7 @@ fn clouds(clouds: &[Cloud]) -> Table {
         ("REGION", Left),
         ("STATE", Left),
         ("UP", Right),
+        ("VERDICT", Left),
         ("SESS", Right),
         ("TOTAL", Right),
         ("NEW/S", Right),
@@ -111,6 +115,7 @@ fn clouds(clouds: &[Cloud]) -> Table {
                 Cell::new(cloud.region.as_deref().unwrap_or_default()),
                 state(&cloud.state),
                 Cell::new(format!("{}/{}", cloud.endpoints_up, cloud.endpoints)),
+                verdict(cloud),
                 Cell::new(count(cloud.sessions_active)),
                 Cell::new(count(cloud.sessions_total)),
                 new,
@@ -118,10 +123,30 @@ fn clouds(clouds: &[Cloud]) -> Table {
                 to_client,
                 Cell::new(egress.unwrap_or_default()),
             ],
-            Vec::new(),
+            fallen(cloud).into_iter().collect(),
         );
     }
     table
+}
+
+/// What holds of a cloud as a whole; empty if that is not known.
+fn verdict(cloud: &Cloud) -> Cell {
+    match (cloud.judged.verdict.as_str(), cloud.judged.percent) {
+        ("", _) => Cell::new(""),
+        ("recovering", Some(percent)) => Cell::painted(format!("~ {percent} %"), Paint::Warning),
+        (word, _) => state(word),
+    }
+}
+
+/// Why a cloud is down as a whole, and since when; or how far it has come back.
+fn fallen(cloud: &Cloud) -> Option<String> {
+    let judged = &cloud.judged;
+    if let Some(percent) = judged.percent {
+        return Some(format!("comes back: it gets {percent} % of its usual new sessions"));
+    }
+    let evidence = judged.evidence.as_ref()?;
+    let since = second(judged.since.as_deref().unwrap_or_default());
+    Some(format!("down as a whole since {since}: {evidence}"))
 }
 
 /// `pool db: failover aws > gcp, least-sessions, new sessions to aws 100 %`.
@@ -140,13 +165,35 @@ fn pool_line(out: &mut String, pool: &Pool, colours: bool) {
     line(out, format_args!("{}", plain(&heading)));
     if let Some(all_down) = &pool.all_down {
         let mark = paint("x all down", Paint::Bad, colours);
-        line(out, format_args!("  {mark}: no endpoint is up, when_all_down = {}", plain(all_down)));
+        line(out, format_args!("  {mark}: nothing is left to use, when_all_down = {}", plain(all_down)));
     }
+    restraint_lines(out, &pool.restraint, colours);
     attempts_line(out, &pool.attempts);
     if !pool.unresolved.is_empty() {
         let mark = paint("? unresolved", Paint::Warning, colours);
         line(out, format_args!("  {mark}: {}", plain(&pool.unresolved.join(", "))));
     }
+}
+
+/// Why probes remove nothing, if they do not; and what is out, if anything is.
+fn restraint_lines(out: &mut String, restraint: &Restraint, colours: bool) {
+    if restraint.frozen {
+        let mark = paint("~ frozen", Paint::Warning, colours);
+        let why = restraint.frozen_because.as_deref().unwrap_or_default();
+        line(out, format_args!("  {mark}: {}", plain(why)));
+    }
+    let Restraint { out_percent, ejected_percent, removed_by_checks_percent, .. } = *restraint;
+    if out_percent == 0 && ejected_percent == 0 && removed_by_checks_percent == 0 {
+        return;
+    }
+    let Restraint { max_ejected_percent, max_removal_percent, floor_percent, .. } = *restraint;
+    line(
+        out,
+        format_args!(
+            "  out: {out_percent} % (floor: {floor_percent} % stays), ejected {ejected_percent} % (at most {max_ejected_percent} %), \
+             by checks {removed_by_checks_percent} % (at most {max_removal_percent} % a minute)"
+        ),
+    );
 }
 
 /// What went beyond one attempt a session, if anything did.
@@ -214,13 +261,23 @@ fn endpoint_row(endpoint: &Endpoint) -> Vec<Cell> {
         Cell::new(endpoint.zone.as_deref().unwrap_or_default()),
         state(&endpoint.verdict),
         Cell::new(duration(endpoint.for_seconds)),
-        Cell::new(if endpoint.in_use { "yes" } else { "-" }),
+        usage(endpoint),
         Cell::new(weight),
         Cell::new(count(endpoint.sessions_active)),
         Cell::new(count(endpoint.sessions_total)),
         new,
         Cell::new(times),
     ]
+}
+
+/// Whether it is used: `yes`, `-` while others come first, or the word for why not, or why although.
+fn usage(endpoint: &Endpoint) -> Cell {
+    match (endpoint.standing.word.as_str(), endpoint.in_use) {
+        (word @ ("kept" | "trial" | "new"), _) => Cell::painted(word, Paint::Warning),
+        (_, true) => Cell::new("yes"),
+        ("out", false) => Cell::painted("out", Paint::Bad),
+        (_, false) => Cell::new("-"),
+    }
 }
 
 /// Why and since when, for an endpoint that is not up or has not always been; the name that it was resolved from; and
@@ -230,6 +287,8 @@ fn notes(endpoint: &Endpoint) -> Vec<String> {
     if endpoint.verdict != "up" || endpoint.transitions > 0 {
         notes.push(format!("{} since {}: {}", endpoint.verdict, second(&endpoint.since), endpoint.reason));
     }
+    notes.extend(why(endpoint));
+    notes.extend(record(&endpoint.standing));
     if let Some(host) = &endpoint.host {
         notes.push(format!("resolved from {host}"));
     }
@@ -242,6 +301,42 @@ fn notes(endpoint: &Endpoint) -> Vec<String> {
         notes.push(format!("attempts failed: {}", failures.join(", ")));
     }
     notes
+}
+
+/// Why it is out, or is not though it is held for bad. What probes say stands in the note before.
+fn why(endpoint: &Endpoint) -> Option<String> {
+    let Standing { word, reason, until, ejections, flaps, .. } = &endpoint.standing;
+    let until = until.as_deref().map(|until| format!(" until {}", second(until))).unwrap_or_default();
+    match word.as_str() {
+        "out" if !reason.starts_with("probes: ") => Some(format!("out{until}: {reason}")),
+        "out" if endpoint.verdict == "up" => {
+            Some(format!("out{until}: its probes must be good for longer, after {flaps} flaps"))
+        }
+        "out" => {
+            reason.ends_with("sessions fail too").then(|| "out: probes fail, and sessions fail too".into())
+        }
+        "trial" => Some(format!("trial: {reason}")),
+        // It begins with the word.
+        "kept" => Some(reason.clone()),
+        "in" if *ejections > 0 && !reason.starts_with("probes: ") => Some(format!("in: {reason}")),
+        _ => None,
+    }
+}
+
+/// `record: 2 ejections, 5 failed in a row, 6 of 9 attempts failed in 10 s`, as far as there is something to tell.
+fn record(standing: &Standing) -> Option<String> {
+    let Standing { ejections, flaps, consecutive_failures, recent_attempts, recent_failures, .. } = standing;
+    let times = |number: u64, one: &str| {
+        let many = if number == 1 { "" } else { "s" };
+        (number > 0).then(|| format!("{} {one}{many}", count(number)))
+    };
+    let row = (*consecutive_failures > 0).then(|| format!("{consecutive_failures} failed in a row"));
+    let recent = (*recent_failures > 0).then(|| {
+        format!("{} of {} attempts failed in 10 s", count(*recent_failures), count(*recent_attempts))
+    });
+    let parts: Vec<String> =
+        [times(*ejections, "ejection"), times(*flaps, "flap"), row, recent].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("record: {}", parts.join(", ")))
 }
 
 /// A time without the fraction of its second.
@@ -331,6 +426,27 @@ mod tests {
         for line in found.lines().filter(|line| !line.starts_with("   ")) {
             assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
         }
+    }
+
+    #[test]
+    fn why_an_endpoint_is_out_is_told_once() {
+        let mut endpoint = status().pools[0].endpoints[2].clone();
+        let mut out = |verdict: &str, reason: &str, until: Option<&str>| {
+            endpoint.verdict = verdict.into();
+            (endpoint.standing.reason, endpoint.standing.flaps) = (reason.into(), 4);
+            endpoint.standing.until = until.map(str::to_owned);
+            why(&endpoint).unwrap_or_default()
+        };
+        assert_eq!(out("down", "probes: 3 probes failed", None), "", "the note before says it");
+        assert_eq!(
+            out("down", "probes: 3 probes failed, and sessions fail too", None),
+            "out: probes fail, and sessions fail too"
+        );
+        assert_eq!(
+            out("up", "probes: 2 probes good", Some("2026-11-22T10:00:10.412Z")),
+            "out until 2026-11-22T10:00:10Z: its probes must be good for longer, after 4 flaps"
+        );
+        assert_eq!(out("up", "5 sessions in a row failed", None), "out: 5 sessions in a row failed");
     }
 
     #[test]

@@ -14,12 +14,13 @@ use super::{
 };
 use crate::{
     api::{
-        Attempts, Cloud, CloudShare, CloudWeight, ConnectTimes, EndCount, Endpoint, Event, Listener, Pool,
-        Process, Rates, Reload, Reloads, Sessions, Status,
+        Attempts, Cloud, CloudShare, CloudVerdict, CloudWeight, ConnectTimes, EndCount, Endpoint, Event,
+        Listener, Pool, Process, Rates, Reload, Reloads, Restraint, Sessions, Standing, Status,
     },
     config::{self, Policy},
     control::{
-        self, EndpointView, Happening, Level, ListenerView, Overview, PoolView, View, health::Verdict,
+        self, EndpointView, Happening, Judged, Level, ListenerView, Overview, PoolView, View,
+        health::Verdict, kept_word,
     },
     state::EndpointCell,
 };
@@ -129,6 +130,7 @@ fn cloud(
         region: cloud.region.clone(),
         egress_usd_per_gb: cloud.egress_usd_per_gb.clone(),
         state: state(count(Verdict::Up), count(Verdict::Down), count(Verdict::Unknown)).to_owned(),
+        judged: judged_cloud(cloud, overview),
         endpoints_up: count(Verdict::Up),
         endpoints: verdicts().count() as u64,
         sessions_active: sums.active,
@@ -136,6 +138,19 @@ fn cloud(
         to_upstream: sums.to_upstream,
         to_client: sums.to_client,
         rates: rates(cloud.name.as_str(), pools),
+    }
+}
+
+fn judged_cloud(cloud: &config::Cloud, overview: &Overview) -> CloudVerdict {
+    let view = overview.clouds.iter().find(|view| view.name == cloud.name);
+    let verdict = view.map_or(&control::CloudVerdict::Up, |view| &view.verdict);
+    let of = CloudVerdict { verdict: verdict.as_str().to_owned(), ..CloudVerdict::default() };
+    match verdict {
+        control::CloudVerdict::Up => of,
+        control::CloudVerdict::Down { since, evidence } => {
+            CloudVerdict { evidence: Some(evidence.to_string()), since: Some(time(*since)), ..of }
+        }
+        control::CloudVerdict::Recovering { percent } => CloudVerdict { percent: Some(*percent), ..of },
     }
 }
 
@@ -182,9 +197,24 @@ fn pool(pool: &PoolView, sampler: &Sampler) -> Pool {
             .iter()
             .map(|(cloud, share)| CloudShare { cloud: named(cloud), share: *share })
             .collect(),
+        restraint: restraint(pool),
         unresolved: pool.unresolved.clone(),
         attempts: attempts(pool),
         endpoints: pool.endpoints.iter().map(|one| endpoint(one, sampler)).collect(),
+    }
+}
+
+fn restraint(pool: &PoolView) -> Restraint {
+    let (ejection, restraint) = pool.limits;
+    Restraint {
+        frozen: pool.frozen.is_some(),
+        frozen_because: pool.frozen.as_deref().map(str::to_owned),
+        out_percent: pool.taken.out,
+        ejected_percent: pool.taken.ejected,
+        removed_by_checks_percent: pool.taken.by_checks,
+        max_ejected_percent: ejection.max_ejected,
+        max_removal_percent: restraint.max_removal,
+        floor_percent: restraint.floor,
     }
 }
 
@@ -220,6 +250,7 @@ fn endpoint(endpoint: &EndpointView, sampler: &Sampler) -> Endpoint {
         for_seconds: seconds(endpoint.since.elapsed().unwrap_or_default()),
         transitions: endpoint.transitions,
         in_use: endpoint.in_use,
+        standing: standing(&endpoint.judged),
         sessions_active: cell.active(),
         sessions_total: cell.sessions(),
         connect_failures: failures.map(|(cause, count)| (cause.as_str().to_owned(), count)).collect(),
@@ -227,6 +258,20 @@ fn endpoint(endpoint: &EndpointView, sampler: &Sampler) -> Endpoint {
         to_upstream,
         to_client,
         rates: sampler.endpoint(&endpoint.identity.key(), cell),
+    }
+}
+
+fn standing(judged: &Judged) -> Standing {
+    Standing {
+        word: judged.standing.as_str().to_owned(),
+        reason: judged.reason.to_string(),
+        until: judged.until.map(time),
+        kept_by: judged.kept.map(|kept| kept_word(kept).to_owned()),
+        ejections: judged.ejections,
+        flaps: judged.flaps,
+        consecutive_failures: judged.row,
+        recent_attempts: judged.attempts,
+        recent_failures: judged.failures,
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
 /// Long enough for any machine; nothing waits for it when all is well.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) fn endpoint(pool: &str, cloud: &str, address: &str) -> EndpointView {
+pub(in crate::control) fn endpoint(pool: &str, cloud: &str, address: &str) -> EndpointView {
     EndpointView {
         identity: Arc::new(EndpointIdentity {
             pool: PoolName::from(pool),
@@ -44,11 +44,16 @@ pub(super) fn endpoint(pool: &str, cloud: &str, address: &str) -> EndpointView {
         since: SystemTime::now(),
         transitions: 1,
         in_use: true,
+        judged: control::Judged {
+            standing: control::Word::In,
+            reason: Arc::from("2 good probes"),
+            ..control::Judged::default()
+        },
     }
 }
 
 /// One pool, `db`, of these endpoints, in a config of the clouds `aws` and `gcp`.
-pub(super) fn overview(endpoints: Vec<EndpointView>) -> Overview {
+pub(in crate::control) fn overview(endpoints: Vec<EndpointView>) -> Overview {
     let clouds = ["aws", "gcp"].map(CloudName::from);
     let pool = PoolView {
         name: PoolName::from("db"),
@@ -56,12 +61,27 @@ pub(super) fn overview(endpoints: Vec<EndpointView>) -> Overview {
         balance: config::Balance::LeastSessions,
         all_down: None,
         shares: vec![(clouds[0].clone(), 1.0)],
+        paced: vec![(clouds[1].clone(), 30)],
+        frozen: None,
+        taken: control::verdicts::Taken { out: 50, ejected: 25, by_checks: 25 },
+        limits: (config::Ejection::default(), config::Restraint::default()),
         endpoints,
         unresolved: Vec::new(),
         cell: Arc::default(),
         hedge: None,
     };
-    Overview { generation: Generation(7), config: config(), listeners: Vec::new(), pools: vec![pool] }
+    let since = SystemTime::now();
+    let evidence = Arc::from("2 of 2 endpoints: 2 refuse");
+    let verdicts =
+        [control::CloudVerdict::Down { since, evidence }, control::CloudVerdict::Recovering { percent: 30 }];
+    let clouds = clouds.into_iter().zip(verdicts);
+    Overview {
+        generation: Generation(7),
+        config: config(),
+        listeners: Vec::new(),
+        clouds: clouds.map(|(name, verdict)| control::CloudView { name, verdict }).collect(),
+        pools: vec![pool],
+    }
 }
 
 pub(in crate::control) fn config() -> Arc<Config> {
@@ -111,6 +131,13 @@ fn view_over(sockets: Sockets) -> Arc<View> {
     endpoints[1].verdict = Verdict::Down;
     endpoints[1].reason = Arc::from("3 probes failed: connect: connection refused");
     endpoints[1].cell.connect_failed(Cause::Refused);
+    endpoints[1].judged = control::Judged {
+        standing: control::Word::Kept,
+        reason: Arc::from("kept: the pool would fall below its floor (probes: 3 probes failed)"),
+        kept: Some(control::verdicts::Kept::Floor),
+        flaps: 3,
+        ..control::Judged::default()
+    };
     let cell = ListenerCell::new(ListenerName::from("pg"), "127.0.0.1:5432".parse().unwrap());
     cell.begin();
     cell.begin();
@@ -120,7 +147,10 @@ fn view_over(sockets: Sockets) -> Arc<View> {
     );
     cell.reject(Rejection::Exhausted);
     let listener = ListenerView { cell: Arc::new(cell), pool: PoolName::from("db") };
-    view.overview.store(Arc::new(Overview { listeners: vec![listener], ..overview(endpoints) }));
+    // First without the ejection: only what is seen to happen counts.
+    view.show(overview(endpoints.clone()));
+    endpoints[0].judged.ejections += 1;
+    view.show(Overview { listeners: vec![listener], ..overview(endpoints) });
     view.failed_over(Failover { pool: PoolName::from("db"), from: "aws".into(), to: "gcp".into() });
     view.journal.record(Generation(6), Happening::new(control::Kind::Failover).said("pool db: aws is down"));
     view.journal.record(Generation(7), Happening::new(control::Kind::Failover).said("pool db: aws is back"));

@@ -1,6 +1,7 @@
 //! The judge: who may be used, and how much of it. It has neither sockets nor a clock, and the same calls with the same
 //! seed give the same verdicts.
 
+mod asked;
 mod cloud;
 mod decide;
 mod ejection;
@@ -14,6 +15,7 @@ mod sessions;
 mod tests;
 mod turn;
 
+pub use asked::Taken;
 pub use facts::{
     CloudFacts, CloudStanding, Explanation, Kept, MemberFacts, PATIENCE, PoolFacts, Reading, Standing,
 };

@@ -55,12 +55,12 @@ pub(super) struct Seat {
 
 /// The weights that limits go by.
 #[derive(Clone, Copy, Debug, Default)]
-struct Weights {
-    base: u64,
-    used: u64,
-    ejected: u64,
+pub(super) struct Weights {
+    pub(super) base: u64,
+    pub(super) used: u64,
+    pub(super) ejected: u64,
     /// What probes alone have removed within the last minute.
-    charged: u64,
+    pub(super) charged: u64,
 }
 
 impl Pool {
@@ -244,7 +244,7 @@ impl Pool {
             .all(|record| record.held == Some(Held::Corroborated))
     }
 
-    fn weights(&self, now: Instant) -> Weights {
+    pub(super) fn weights(&self, now: Instant) -> Weights {
         let mut weights = Weights::default();
         for record in self.members.iter().filter(|record| record.proven && !self.has_left(record.cloud)) {
             let weight = u64::from(record.weight);

@@ -84,7 +84,7 @@ impl Cloud {
 }
 
 impl Pool {
-    const fn freeze_reason(&self) -> &'static str {
+    pub(super) const fn freeze_reason(&self) -> &'static str {
         if self.frozen {
             "probes fail for half of the pool or more while sessions with the same endpoints move bytes"
         } else {

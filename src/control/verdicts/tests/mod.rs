@@ -1,5 +1,6 @@
 //! The rules of the judge, one by one. Time is counted from the start of a bed; nothing waits.
 
+mod asked;
 mod clouds;
 mod endpoints;
 mod random;
