@@ -16,6 +16,7 @@ mod faults;
 mod generations;
 mod harness;
 mod integrity;
+mod judged;
 mod lifecycle;
 mod limits;
 mod netns;

@@ -3,6 +3,7 @@
 //! more endpoints than the cap allows for, the detail goes and the picture stays.
 
 mod attempts;
+mod judged;
 mod page;
 mod process;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use crate::{
 /// The type of the page: without it Prometheus would read an older format, in which a counter has another name.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Series on a page: what a Prometheus with default settings takes without a second thought. Five for each endpoint.
+/// Series on a page: what a Prometheus with default settings takes without a second thought. Six for each endpoint.
 const SERIES: usize = 20_000;
 
 /// The page of now.
@@ -69,8 +70,10 @@ impl Collector for Scrape {
         workers(&mut page, view)?;
         listeners(&mut page, &overview)?;
         pools(&mut page, view, &overview)?;
+        judged::of_pools(&mut page, &overview)?;
         attempts::of_pools(&mut page, &overview)?;
         groups(&mut page, &totals)?;
+        judged::of_groups(&mut page, view, &overview, &totals)?;
         attempts::of_groups(&mut page, &totals)?;
         spares(&mut page, &totals)?;
         endpoints(&mut page, &overview)?;
@@ -241,7 +244,7 @@ fn pools(page: &mut Page<'_>, view: &View, overview: &Overview) -> fmt::Result {
     let pools = || overview.pools.iter().map(|pool| (pool, label(pool.name.as_str())));
     page.gauges(
         "twinspan_pool_all_down",
-        "1 while no endpoint of the pool is up.",
+        "1 while nothing of the pool may be used: its `when_all_down` decides.",
         ["pool"],
         pools().map(|(pool, name)| ([name], flag(pool.all_down.is_some()))),
     )?;
@@ -339,7 +342,7 @@ fn endpoints(page: &mut Page<'_>, overview: &Overview) -> fmt::Result {
     let endpoints = || overview.pools.iter().flat_map(|pool| &pool.endpoints);
     page.gauges(
         "twinspan_endpoint_healthy",
-        "1 while the verdict is up.",
+        "1 while probes say that it is up.",
         LABELS,
         endpoints().map(|one| (names(one), flag(one.verdict == Verdict::Up))),
     )?;
@@ -351,9 +354,16 @@ fn endpoints(page: &mut Page<'_>, overview: &Overview) -> fmt::Result {
     )?;
     page.counters(
         "twinspan_health_check_transitions",
-        "How often the verdict changed.",
+        "How often the verdict of probes changed.",
         LABELS,
         endpoints().map(|one| (names(one), one.transitions)),
+    )?;
+    page.counters(
+        "twinspan_endpoint_flaps",
+        "How often the probes of an endpoint were good again after they had been bad. The more of late, the longer they must \
+         be good before it is used.",
+        LABELS,
+        endpoints().map(|one| (names(one), one.judged.flaps)),
     )?;
     page.gauges(
         "twinspan_upstream_connections_active",

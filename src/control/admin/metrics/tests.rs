@@ -150,6 +150,27 @@ fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
     assert_eq!(value(connects, &format!("{connects}_bucket"), &[aws[0], aws[1], ("le", "0.005")]), 2.0);
     let down = [aws[0], aws[1], ("endpoint", "[2001:db8::1]:5432")];
     assert_eq!(gauge("twinspan_endpoint_healthy", &down), 0.0);
+    assert_eq!(counter("twinspan_endpoint_flaps", &down), 3.0);
+    assert_eq!(counter("twinspan_ejections", &aws), 1.0);
+    assert_eq!(
+        counter("twinspan_ejections", &[("pool", "db"), ("cloud", "gcp")]),
+        0.0,
+        "none yet is told too"
+    );
+    for (standing, count) in [("in", 1.0), ("kept", 1.0), ("out", 0.0), ("trial", 0.0), ("new", 0.0)] {
+        assert_eq!(
+            gauge("twinspan_endpoints", &[aws[0], aws[1], ("standing", standing)]),
+            count,
+            "{standing}"
+        );
+    }
+    assert_eq!(gauge("twinspan_cloud_up", &[("cloud", "aws")]), 0.0);
+    assert_eq!(gauge("twinspan_cloud_up", &[("cloud", "gcp")]), 1.0, "one that comes back is used");
+    assert_eq!(gauge("twinspan_cloud_share_ratio", &[("pool", "db"), ("cloud", "gcp")]), 0.3);
+    assert_eq!(gauge("twinspan_checks_frozen", &[("pool", "db")]), 0.0);
+    assert_eq!(gauge("twinspan_removals_held", &[("pool", "db"), ("reason", "floor")]), 1.0);
+    assert_eq!(families["twinspan_removals_held"].1.len(), 7, "every reason");
+    assert_eq!(gauge("twinspan_pool_out_ratio", &[("pool", "db"), ("by", "ejected")]), 0.25);
     assert_eq!(gauge("twinspan_upstream_connections_active", &down), 1.0);
     assert_eq!(gauge("twinspan_route_weight_ratio", &aws), 1.0);
     assert_eq!(counter("twinspan_failovers", &[("pool", "db"), ("from", "aws"), ("to", "gcp")]), 1.0);
