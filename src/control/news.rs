@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Failover, Happening, Kind, View, health::Verdict};
+use super::{EndpointView, Failover, Happening, Kind, View, Word};
 use crate::{
     ids::{Generation, PoolName},
     state::{AllDown, Pool, Snapshot, Tier},
@@ -24,7 +24,7 @@ pub(super) struct News {
     outages: HashMap<PoolName, Outage>,
 }
 
-/// Every endpoint of a pool is down.
+/// Nothing of a pool may be used.
 #[derive(Debug)]
 struct Outage {
     since: Instant,
@@ -79,14 +79,24 @@ impl News {
     }
 }
 
-fn moved(was: &Pool, pool: &Pool, counted: Option<&View>, generation: Generation) {
+fn moved(was: &Pool, after: &Pool, counted: Option<&View>, generation: Generation) {
     let Some(view) = counted else { return };
-    let Some(failover) = failover(&pool.name, clouds(was), clouds(pool)) else { return };
+    let Some(failover) = failover(&after.name, clouds(was), clouds(after)) else { return };
     let Failover { pool, from, to } = &failover;
     let event = Happening::new(Kind::Failover).pool(pool).change(from, to).because(answering(pool, view));
-    let event = event.said(format!("pool {pool}: new sessions moved from {from} to {to}"));
+    let event = event.said(format!("pool {pool}: new sessions {}", motion(after, from, to)));
     view.journal.record(generation, event);
     count(Some(failover), counted);
+}
+
+/// A cloud that comes back takes its traffic in steps, while another one helps.
+fn motion(pool: &Pool, from: &str, to: &str) -> String {
+    let Some(tier) = pool.tiers.first().filter(|_| pool.spilled > 0) else {
+        return format!("moved from {from} to {to}");
+    };
+    let own = tier.groups.len().saturating_sub(pool.spilled);
+    let share: f64 = tier.shares.fractions().take(own).sum();
+    format!("begin to move from {from} to {to}, which takes {:.0} % of them for now", share * 100.0)
 }
 
 fn entered(was: &Pool, pool: &Pool, how: AllDown, view: &View, generation: Generation) {
@@ -95,7 +105,7 @@ fn entered(was: &Pool, pool: &Pool, how: AllDown, view: &View, generation: Gener
         AllDown::TryAnyway if !clouds.is_empty() => format!("are tried anyway on {clouds}"),
         AllDown::TryAnyway | AllDown::Refuse => "are refused".to_owned(),
     };
-    let text = format!("every endpoint of pool {name} is down: new sessions {effect}");
+    let text = format!("every endpoint of pool {name} is out: new sessions {effect}");
     let event = Happening::new(Kind::Outage).pool(name).change(before, how.as_str());
     view.journal.record(generation, event.because(answering(name, view)).said(text));
 }
@@ -103,22 +113,31 @@ fn entered(was: &Pool, pool: &Pool, how: AllDown, view: &View, generation: Gener
 fn left(pool: &Pool, (how, lasted): (AllDown, Duration), view: &View, generation: Generation) {
     let (name, clouds, lasted) = (&pool.name, clouds(pool), lasted.as_secs_f64());
     let text =
-        format!("pool {name} has endpoints again: new sessions go to {clouds} (all down for {lasted:.1} s)");
+        format!("pool {name} has endpoints again: new sessions go to {clouds} (all out for {lasted:.1} s)");
     let event = Happening::new(Kind::OutageOver).pool(name).change(how.as_str(), clouds);
     view.journal.record(generation, event.because(answering(name, view)).said(text));
 }
 
-/// How many endpoints of a pool answer in each of its clouds: `aws 0 of 2 up, gcp 2 of 2 up`.
+/// How many endpoints of a pool are in, in each of its clouds, and what is between in and out: `aws 0 of 2 up, gcp 1 of 2
+/// up (1 kept)`.
 fn answering(pool: &PoolName, view: &View) -> String {
     let overview = view.overview.load();
     let endpoints = overview.pools.iter().filter(|one| one.name == *pool).flat_map(|one| &one.endpoints);
-    let mut clouds: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let mut clouds: BTreeMap<&str, Vec<&EndpointView>> = BTreeMap::new();
     for endpoint in endpoints {
-        let (up, all) = clouds.entry(endpoint.identity.cloud.as_str()).or_default();
-        *up += usize::from(endpoint.verdict == Verdict::Up);
-        *all += 1;
+        clouds.entry(endpoint.identity.cloud.as_str()).or_default().push(endpoint);
     }
-    let told = clouds.iter().map(|(cloud, (up, all))| format!("{cloud} {up} of {all} up"));
+    let told = clouds.iter().map(|(cloud, endpoints)| {
+        let number = |word| endpoints.iter().filter(|one| one.judged.standing == word).count();
+        let more = [Word::Kept, Word::Trial, Word::New].map(|word| (number(word), word.as_str()));
+        let more: Vec<String> = more
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, word)| format!("{count} {word}"))
+            .collect();
+        let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join(", ")) };
+        format!("{cloud} {} of {} up{more}", number(Word::In), endpoints.len())
+    });
     told.collect::<Vec<_>>().join(", ")
 }
 
@@ -146,7 +165,7 @@ mod tests {
     use super::*;
     use crate::{
         balance::{Balance, Shares},
-        control::admin::tests::view,
+        control::admin::tests::{endpoint, overview, view},
         ids::CloudName,
         state::{Connect, Group},
     };
@@ -209,8 +228,8 @@ mod tests {
         assert_eq!(
             events,
             [
-                "every endpoint of pool p is down: new sessions are tried anyway on aws",
-                "pool p has endpoints again: new sessions go to gcp (all down for 14.2 s)",
+                "every endpoint of pool p is out: new sessions are tried anyway on aws",
+                "pool p has endpoints again: new sessions go to gcp (all out for 14.2 s)",
             ]
         );
         assert!(failovers.is_empty(), "{failovers:?}");
@@ -237,8 +256,8 @@ mod tests {
         assert_eq!(
             events,
             [
-                "every endpoint of pool p is down: new sessions are refused",
-                "pool p has endpoints again: new sessions go to gcp (all down for 7.1 s)",
+                "every endpoint of pool p is out: new sessions are refused",
+                "pool p has endpoints again: new sessions go to gcp (all out for 7.1 s)",
             ]
         );
         let one = |from: &str, to: &str| (from.to_owned(), to.to_owned(), 1);
@@ -250,6 +269,33 @@ mod tests {
         let all = [snapshot(1, &["aws"], None), snapshot(2, &["gcp"], None)];
         assert_eq!(told(false, &all), (Vec::new(), Vec::new()));
         assert_eq!(told(true, &all).0, ["pool p: new sessions moved from aws to gcp"]);
+    }
+
+    #[test]
+    fn a_cloud_that_comes_back_while_another_helps_takes_its_traffic_in_steps() {
+        let mut helped = snapshot(2, &["aws", "gcp"], None);
+        let pool = Arc::get_mut(&mut helped.pools[0]).unwrap();
+        pool.spilled = 1;
+        pool.tiers[0].shares = Shares::new([10, 90]);
+        let all = [snapshot(1, &["gcp"], None), helped, snapshot(3, &["aws"], None)];
+        let (events, failovers) = told(true, &all);
+        assert_eq!(
+            events,
+            ["pool p: new sessions begin to move from gcp to aws, which takes 10 % of them for now"],
+            "that it has all of them is no move"
+        );
+        assert_eq!(failovers, [("gcp".to_owned(), "aws".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn the_evidence_goes_by_who_may_be_used_and_not_by_probes() {
+        let mut endpoints =
+            ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"].map(|address| endpoint("db", "aws", address));
+        endpoints[0].judged.standing = Word::Out;
+        endpoints[1].judged.standing = Word::Kept;
+        let view = view();
+        view.overview.store(Arc::new(overview(endpoints.into())));
+        assert_eq!(answering(&PoolName::from("db"), &view), "aws 1 of 3 up (1 kept)");
     }
 
     #[test]
