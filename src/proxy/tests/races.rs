@@ -34,7 +34,7 @@ async fn a_silent_endpoint_costs_its_clients_a_fraction_of_a_second_and_no_byte(
             worst = worst.max(start.elapsed());
             greet(&mut client).await.unwrap();
         }
-        assert!(worst < Hedge::LATEST + Duration::from_millis(500), "{carrier:?}: {worst:?}");
+        assert!(worst < Hedge::LATEST + Duration::from_secs(2), "{carrier:?}: {worst:?}");
         let counts = pool(&plane).cell.counts();
         assert_eq!((counts.hedges, counts.won, counts.denied, counts.retries), (5, 5, 0, 0));
         let (silent, living) = (endpoint_of(&plane, 0), endpoint_of(&plane, 1));
@@ -184,7 +184,8 @@ async fn who_finds_no_room_to_wait_is_reset_and_who_waits_too_long_too() {
         let start = Instant::now();
         let mut clients = Vec::new();
         for _ in 0..3 {
-            clients.push(plane.client().await);
+            // The one that finds no room may be reset before its connect returns.
+            clients.extend(soon(TcpStream::connect(plane.address)).await);
         }
         for client in &mut clients {
             assert!(soon(client.read_u8()).await.is_err());
