@@ -127,6 +127,13 @@ pub(super) struct Established {
     pub(super) pool: Arc<Pool>,
 }
 
+/// True if the first byte of a session on this listener is waited for. Asked before [`plan`] is: to plan takes a turn, and
+/// perhaps the one permit of an endpoint on trial.
+pub(super) fn is_watched(books: &Books) -> bool {
+    let snapshot = books.shared.snapshot();
+    snapshot.listener(&books.listener).is_some_and(|listener| listener.pool.connect.watches())
+}
+
 /// Chooses the endpoint for the next attempt; `None` when there is none left. `spread`: in a cloud that was not tried yet,
 /// if there is one.
 pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>], spread: bool) -> Option<Plan> {

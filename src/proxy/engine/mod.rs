@@ -308,12 +308,15 @@ impl Engine {
 
     /// Carries a session from its beginning.
     fn begin(&mut self, client: Peer, mut books: Books) {
+        // The wait for a first byte is the tokio half's.
+        if connect::is_watched(&books) {
+            return self.hand_over(client, books, None);
+        }
         let Some(plan) = connect::plan(&mut books, &[], false) else {
             return books.close(connect::NO_ENDPOINT);
         };
         // A spare that has ended under a session was enough.
-        let wanted = (books.attempts == 0 && !plan.pool.connect.watches())
-            .then_some((&*plan.endpoint, books.generation));
+        let wanted = (books.attempts == 0).then_some((&*plan.endpoint, books.generation));
         let spare = wanted.and_then(|wanted| self.spares.take(wanted, &self.poll, &self.shared, self.now));
         if let Some(mut upstream) = spare {
             upstream.begin();
@@ -321,9 +324,7 @@ impl Engine {
             let session = Session::relaying(client, upstream, limits, books, self.now);
             return self.insert(session.on_spare());
         }
-        // The wait for a first byte is the tokio half's.
-        let place = if plan.pool.connect.watches() { None } else { Place::take(&plan) };
-        let Some(place) = place else {
+        let Some(place) = Place::take(&plan) else {
             return self.hand_over(client, books, None);
         };
         let eager = connect::has_sent(&client);

@@ -236,3 +236,71 @@ async fn many_sessions_leave_many_bad_endpoints_at_once() {
         assert!(plane.ends().iter().all(|(end, _)| end.is_clean()), "{:?}", plane.ends());
     }
 }
+
+/// Puts endpoints of one cloud in force, to be tried in turns, and one on trial.
+fn publish_turns(
+    plane: &Plane,
+    addresses: &[SocketAddr],
+    trial: SocketAddr,
+) -> (Vec<Arc<Endpoint>>, Arc<Endpoint>) {
+    plane.publish(addresses, MOVE, LIMITS);
+    let snapshot = plane.shared.snapshot();
+    let before = &snapshot.pools[0];
+    let endpoints: Vec<_> =
+        before.tiers.iter().map(|tier| Arc::clone(&tier.groups[0].endpoints[0])).collect();
+    let first = &before.tiers[0].groups[0];
+    let identity = EndpointIdentity { address: trial, ..(*first.endpoints[0].identity).clone() };
+    let trial = Arc::new(Endpoint {
+        identity: Arc::new(identity),
+        cell: Arc::default(),
+        weight: 1,
+        socket: Arc::default(),
+    });
+    let group = Group {
+        cloud: first.cloud.clone(),
+        endpoints: endpoints.clone(),
+        shares: Shares::new(endpoints.iter().map(|_| 1)),
+        maglev: None,
+        cell: Arc::default(),
+    };
+    let pool = Arc::new(Pool {
+        name: before.name.clone(),
+        balance: Balance::RoundRobin,
+        tiers: vec![Tier { groups: vec![group], shares: Shares::new([1]), cell: Arc::default() }],
+        connect: MOVE,
+        all_down: None,
+        spilled: 0,
+        reserve: Vec::new(),
+        trials: vec![Arc::clone(&trial)],
+        cell: Arc::clone(&before.cell),
+    });
+    let listener =
+        Listener { cell: Arc::clone(&plane.cell), pool: Arc::clone(&pool), limits: Arc::new(LIMITS) };
+    let generation = snapshot.generation.next();
+    plane.shared.publish(Arc::new(Snapshot {
+        generation,
+        listeners: vec![Arc::new(listener)],
+        pools: vec![pool],
+    }));
+    (endpoints, trial)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_watched_takes_one_turn_and_one_permit() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        let echoes = [echo().await, echo().await];
+        let (endpoints, trial) = publish_turns(&plane, &echoes, echo().await);
+        for _ in 0..10 {
+            exchange(&mut plane.client().await, b"ping").await;
+        }
+        let sessions: Vec<_> = endpoints.iter().map(|endpoint| endpoint.cell.sessions()).collect();
+        assert_eq!(sessions, [5, 5], "{carrier:?}");
+        trial.cell.permit(1);
+        for _ in 0..3 {
+            exchange(&mut plane.client().await, b"ping").await;
+        }
+        assert_eq!((trial.cell.sessions(), trial.cell.good()), (1, 1), "{carrier:?}");
+        plane.quiet().await;
+    }
+}
