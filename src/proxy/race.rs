@@ -28,7 +28,8 @@ pub struct Race {
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Dial; then tell with [`Race::begun`], or with [`Race::spent`] that no endpoint is left.
+    /// Dial; then tell with [`Race::begun`], or with [`Race::spent`] that no endpoint is left, or with
+    /// [`Race::put_off`] that none has room now.
     Dial(Why),
     /// Wait until an attempt has ended, or until this time.
     Wait(Option<Instant>),
@@ -117,15 +118,17 @@ impl Race {
         self.owed = true;
     }
 
+    /// No endpoint has room for another attempt now, while one is under way: it may have when that has failed, or when as
+    /// much time has gone by as between two looks at the budget.
+    pub fn put_off(&mut self, now: Instant) {
+        self.owed = false;
+        self.hedge = self.connect.hedge.map(|_| now + Hedge::LATEST);
+    }
+
     /// No endpoint is left to dial: what is under way goes on.
     pub fn spent(&mut self) {
         self.made = self.made.max(self.connect.attempts).max(1);
         self.owed = false;
-        self.hedge = None;
-    }
-
-    /// What is under way is not raced, as there is no room for that; a failure is still answered.
-    pub const fn calm(&mut self) {
         self.hedge = None;
     }
 
@@ -224,6 +227,19 @@ mod tests {
         assert_eq!(Hedge::delay(MS), Hedge::SOONEST);
         assert_eq!(Hedge::delay(100 * MS), 150 * MS);
         assert_eq!(Hedge::delay(800 * MS), Hedge::LATEST);
+    }
+
+    #[test]
+    fn where_nobody_has_room_it_is_looked_again_later_and_at_once_when_an_attempt_fails() {
+        let (mut race, now) = race(connect());
+        race.begun(USUAL, 0.5, now);
+        race.begun(USUAL, 0.5, now);
+        race.failed();
+        assert_eq!(race.step(now, || true), Step::Dial(Why::Retry));
+        race.put_off(now);
+        assert_eq!(race.step(now, || true), Step::Wait(Some(now + Hedge::LATEST)));
+        race.failed();
+        assert_eq!(race.step(now, || true), Step::Dial(Why::Retry));
     }
 
     proptest! {

@@ -32,6 +32,9 @@ use crate::{
 /// How a session ends for which too many others wait.
 const OVERLOADED: End = End { side: Side::Proxy, stage: Stage::Connect, cause: Cause::Overloaded };
 
+/// Endpoints that are asked for room for an attempt beside another, before it is put off.
+const ASKED: usize = 4;
+
 /// Finds an endpoint that takes the session and is none of `tried`, going on from an attempt that was begun already, if
 /// there is one.
 pub(super) async fn connect(
@@ -110,6 +113,13 @@ struct Racer {
     dial: Pin<Box<dyn Future<Output = Result<Peer, End>> + Send>>,
 }
 
+/// What was found for an attempt beside another that is under way.
+enum Beside {
+    Found(Box<(Plan, Place)>),
+    NoRoom,
+    NothingLeft,
+}
+
 impl Field<'_> {
     fn resume(&mut self, attempt: Attempt, upstream: Result<Peer, End>) {
         let pool = Arc::clone(&attempt.plan.pool);
@@ -125,7 +135,7 @@ impl Field<'_> {
         match &mut self.race {
             None => Step::Dial(Why::First),
             Some((race, pool)) => race
-                .step(now, || pool.connect.hedge.is_some_and(|hedge| pool.cell.may_hedge(hedge.budget, now))),
+                .step(now, || pool.connect.hedge.is_some_and(|hedge| pool.cell.allows(hedge.budget, now))),
         }
     }
 
@@ -134,15 +144,24 @@ impl Field<'_> {
         if why != Why::First && connect::has_left(self.client) {
             return Err(client_gone(Cause::Closed));
         }
-        // A fresh snapshot for every attempt: it may know more than the last one did.
-        let Some(plan) = self.plan(why == Why::Hedge) else {
-            return self.nothing_left();
-        };
-        if why == Why::Retry && !may_retry(&plan, &self.tried) {
-            return self.nothing_left();
-        }
-        let Some(place) = self.place(&plan).await else {
-            return self.crowd(&plan);
+        let (plan, place) = if self.racers.is_empty() {
+            // A fresh snapshot for every attempt: it may know more than the last one did.
+            let Some(plan) = self.plan() else {
+                return self.nothing_left();
+            };
+            if why == Why::Retry && !may_retry(&plan, &self.tried) {
+                return self.nothing_left();
+            }
+            let Some(place) = self.place(&plan).await else {
+                return self.crowd(&plan);
+            };
+            (plan, place)
+        } else {
+            match self.beside(why) {
+                Beside::Found(found) => *found,
+                Beside::NoRoom => return self.put_off(),
+                Beside::NothingLeft => return self.nothing_left(),
+            }
         };
         self.tried.push(Arc::clone(&plan.endpoint.identity));
         let claim = Claim::new(Arc::clone(&plan.endpoint));
@@ -150,7 +169,7 @@ impl Field<'_> {
         match why {
             Why::First => plan.pool.cell.begin(self.started),
             Why::Retry => plan.pool.cell.retried(),
-            Why::Hedge => {}
+            Why::Hedge => plan.pool.cell.hedged(Instant::now()),
         }
         let started = self.started;
         let (race, pool) =
@@ -173,6 +192,10 @@ impl Field<'_> {
     fn give_up(&mut self) {
         let now = Instant::now();
         let is_due = |racer: &Racer| !racer.last_hope && racer.attempt.deadline <= now;
+        // Who had no room then may have some now.
+        if self.racers.iter().any(is_due) {
+            self.crowded.clear();
+        }
         while let Some(place) = self.racers.iter().position(is_due) {
             let may_dial = self.race.as_ref().is_some_and(|(race, _)| race.may_dial(now));
             if may_dial && self.has_alternative(None) {
@@ -185,17 +208,41 @@ impl Field<'_> {
         }
     }
 
-    /// Whom to dial next: where there was no place only if there is nobody else, and then there is time to wait for one.
-    fn plan(&mut self, spread: bool) -> Option<Plan> {
-        if self.crowded.is_empty() {
-            return connect::plan(self.books, &self.tried, spread);
+    /// Whom to dial next while nothing is under way: where there was no place only if there is nobody else, and then there
+    /// is time to wait for one.
+    fn plan(&mut self) -> Option<Plan> {
+        if !self.crowded.is_empty() {
+            let others = connect::plan(self.books, &[&*self.tried, &*self.crowded].concat(), false);
+            if others.is_some() {
+                return others;
+            }
+            self.crowded.clear();
         }
-        let others = connect::plan(self.books, &[&*self.tried, &*self.crowded].concat(), spread);
-        if others.is_some() || !self.racers.is_empty() {
-            return others;
+        connect::plan(self.books, &self.tried, false)
+    }
+
+    /// An endpoint with room for an attempt beside those that are under way: nobody waits for a place then, and who has
+    /// none now may have one later.
+    fn beside(&mut self, why: Why) -> Beside {
+        let mut asked = self.tried.clone();
+        while asked.len() < self.tried.len() + ASKED
+            && let Some(plan) = connect::plan(self.books, &asked, why == Why::Hedge)
+        {
+            asked.push(Arc::clone(&plan.endpoint.identity));
+            let Some(place) = Place::take(&plan) else { continue };
+            if why == Why::Retry && !may_retry(&plan, &self.tried) {
+                return Beside::NothingLeft;
+            }
+            return Beside::Found(Box::new((plan, place)));
         }
-        self.crowded.clear();
-        connect::plan(self.books, &self.tried, spread)
+        if asked.len() == self.tried.len() { Beside::NothingLeft } else { Beside::NoRoom }
+    }
+
+    fn put_off(&mut self) -> Result<(), End> {
+        if let Some((race, _)) = &mut self.race {
+            race.put_off(Instant::now());
+        }
+        Ok(())
     }
 
     /// True if somebody else is up who could be dialled.
@@ -219,11 +266,11 @@ impl Field<'_> {
         }
     }
 
-    /// A place among the attempts at this endpoint. It is waited for only while no other attempt is under way, and no longer
-    /// than an attempt may take that another one could race.
+    /// A place among the attempts at this endpoint. It is waited for, as no other attempt is under way, and no longer than
+    /// an attempt may take that another one could race.
     async fn place(&mut self, plan: &Plan) -> Option<Place> {
         let place = Place::take(plan);
-        if place.is_some() || !self.racers.is_empty() {
+        if place.is_some() {
             return place;
         }
         plan.pool.cell.waits();
@@ -237,13 +284,6 @@ impl Field<'_> {
     /// There was no place: another endpoint may have one.
     fn crowd(&mut self, plan: &Plan) -> Result<(), End> {
         self.crowded.push(Arc::clone(&plan.endpoint.identity));
-        if !self.racers.is_empty() {
-            // What is under way goes on, unraced.
-            if let Some((race, _)) = &mut self.race {
-                race.calm();
-            }
-            return Ok(());
-        }
         self.last = OVERLOADED;
         let full = plan.endpoint.cell.dialling().1 >= u64::from(plan.pool.connect.queue);
         let late = Instant::now() >= self.started + plan.pool.connect.total;

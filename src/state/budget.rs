@@ -47,17 +47,29 @@ impl PoolCell {
         });
     }
 
-    /// Asks for an extra attempt; `percent` is the share of sessions that may have one. False, and counted, when the
-    /// budget of the last ten seconds is spent.
+    /// Asks for an extra attempt, which is made if it is allowed; `percent` is the share of sessions that may have one.
+    /// False, and counted, when the budget of the last ten seconds is spent.
     pub fn may_hedge(&self, percent: u8, now: Instant) -> bool {
-        let granted = self.left(percent, now) > 0;
+        let granted = self.allows(percent, now);
         if granted {
-            self.extra.add(second(now));
-            self.hedges.fetch_add(1, Relaxed);
-        } else {
+            self.hedged(now);
+        }
+        granted
+    }
+
+    /// The same, where it is not certain that one is made: who makes it says so with [`PoolCell::hedged`].
+    pub fn allows(&self, percent: u8, now: Instant) -> bool {
+        let granted = self.left(percent, now) > 0;
+        if !granted {
             self.denied.fetch_add(1, Relaxed);
         }
         granted
+    }
+
+    /// An extra attempt begins.
+    pub fn hedged(&self, now: Instant) {
+        self.extra.add(second(now));
+        self.hedges.fetch_add(1, Relaxed);
     }
 
     /// Extra attempts that may be made now.

@@ -83,7 +83,8 @@ async fn no_more_attempts_are_made_than_the_budget_allows() {
             client.await.unwrap().unwrap();
         }
         let counts = pool(&plane).cell.counts();
-        assert!((10..=30).contains(&counts.hedges), "{counts:?}");
+        // Two workers may take the last one of the budget at once.
+        assert!((10..=31).contains(&counts.hedges), "{counts:?}");
         assert!(counts.denied > 0, "{counts:?}");
         assert_eq!(counts.hedges + counts.retries, 100, "{counts:?}");
         plane.quiet().await;
@@ -196,6 +197,46 @@ async fn who_finds_no_room_to_wait_is_reset_and_who_waits_too_long_too() {
         let ends = plane.ends();
         assert!(ends.contains(&(overloaded, 2)) || ends.contains(&(overloaded, 1)), "{ends:?}");
         assert_eq!(endpoint_of(&plane, 0).cell.dialling(), (0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hedge_for_which_nobody_has_room_is_put_off_and_takes_nothing_from_the_budget() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let full = times::Full::hold().await;
+        let plane = Plane::start(carrier, 1, &[]).await;
+        let connect = Connect { dials: 1, timeout: Duration::from_millis(1500), ..RACE };
+        plane.publish(&[full.address, echo().await, echo().await], connect, LIMITS);
+        let others = [1, 2].map(|place| endpoint_of(&plane, place));
+        // Others are being connected there.
+        assert!(others.iter().all(|other| other.cell.enter(1)));
+        let mut client = plane.client().await;
+        sleep(Duration::from_millis(700)).await;
+        assert_eq!(pool(&plane).cell.counts().hedges, 0);
+        // They have been, and the first attempt has still not connected.
+        others.iter().for_each(|other| other.cell.leave());
+        let start = Instant::now();
+        greet(&mut client).await.unwrap();
+        assert!(start.elapsed() < Duration::from_millis(700), "{:?}", start.elapsed());
+        let counts = pool(&plane).cell.counts();
+        assert_eq!((counts.hedges, counts.won, counts.retries), (1, 1, 0));
+        drop(client);
+        plane.quiet().await;
+        assert!(others.iter().all(|other| other.cell.dialling() == (0, 0)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_session_with_nobody_else_to_try_takes_nothing_from_the_budget() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let full = times::Full::hold().await;
+        let plane = Plane::start(carrier, 1, &[]).await;
+        let connect = Connect { timeout: Duration::from_millis(400), ..RACE };
+        plane.publish(&[full.address], connect, LIMITS);
+        let mut client = plane.client().await;
+        assert!(soon(client.read_u8()).await.is_err());
+        plane.quiet().await;
+        assert_eq!(pool(&plane).cell.counts().hedges, 0);
     }
 }
 
