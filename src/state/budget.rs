@@ -161,6 +161,10 @@ impl Window {
     fn add(&self, second: u64) {
         let Some(slot) = self.slots.get((second % SLOTS as u64) as usize) else { return };
         let old = slot.load(Relaxed);
+        if old >> 32 > second {
+            // It passed so long ago that its slot is another's: whoever counts it has waited for its turn to dial.
+            return;
+        }
         let is_first =
             old >> 32 != second && slot.compare_exchange(old, second << 32 | 1, Relaxed, Relaxed).is_ok();
         if !is_first {
@@ -221,6 +225,16 @@ mod tests {
         let (cell, now) = (PoolCell::default(), Instant::now());
         (0..1000).for_each(|_| cell.begin(now));
         assert_eq!(cell.left(0, now), ALWAYS);
+    }
+
+    #[test]
+    fn a_session_that_began_long_ago_takes_no_count_from_the_present() {
+        let (cell, now) = (PoolCell::default(), Instant::now());
+        let later = now + 20 * SECOND;
+        (0..1000).for_each(|_| cell.begin(later));
+        // Sixteen seconds before: the same slot.
+        cell.begin(later - 16 * SECOND);
+        assert_eq!(cell.recent(later).0, 1000);
     }
 
     #[test]
