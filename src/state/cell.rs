@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use super::{Histogram, HistogramReading, lanes::Lanes};
 use crate::{
@@ -32,6 +32,8 @@ pub struct EndpointCell {
     waiting: AtomicU64,
     /// Sessions that may try it although it is ejected.
     permits: AtomicU64,
+    /// Who holds it is the next to get a place; it is had first come first served.
+    turn: Mutex<()>,
     room: Notify,
     lanes: Lanes<EndpointLane>,
     /// Its spares: connections that wait for a session.
@@ -249,20 +251,17 @@ impl EndpointCell {
 
     /// Waits for a place, first come first served; false when `most` wait already. Who stops waiting leaves the queue.
     pub async fn queue(&self, limit: u32, most: u32) -> bool {
-        let waiting = Waiting(self);
+        let _waiting = Waiting(self);
         if self.waiting.fetch_add(1, SeqCst) >= u64::from(most) {
             return false;
         }
-        loop {
-            let mut room = std::pin::pin!(self.room.notified());
-            // From here on no place that is given back is missed.
-            room.as_mut().enable();
-            if self.squeeze_in(limit) {
-                drop(waiting);
-                return true;
-            }
-            room.await;
+        let _turn = self.turn.lock().await;
+        // Only one waits for room, so a place that is given back between the question and the wait is not missed: the
+        // word of it is kept.
+        while !self.squeeze_in(limit) {
+            self.room.notified().await;
         }
+        true
     }
 
     /// Attempts under way, and sessions that wait for a place.
@@ -325,8 +324,6 @@ struct Waiting<'a>(&'a EndpointCell);
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, SeqCst);
-        // A place that was given back for who stops waiting is the next one's.
-        self.0.room.notify_one();
     }
 }
 
@@ -526,5 +523,65 @@ mod tests {
         assert_eq!((listener.duration().count(), endpoint.connect().count()), (400, 400));
         assert_eq!((endpoint.sessions(), endpoint.bytes()), (400, (400, 800)));
         assert!(endpoint.connect_failures().any(|counted| counted == (Cause::Refused, 400)));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_place_is_served_in_turn_and_nobody_steps_in_front() {
+        let cell = Arc::new(EndpointCell::default());
+        assert!(cell.enter(1));
+        let (told, mut served) = tokio::sync::mpsc::channel(100);
+        let wait = |number: u32| {
+            let (cell, told) = (Arc::clone(&cell), told.clone());
+            drop(tokio::spawn(async move {
+                assert!(cell.queue(1, 100).await);
+                told.send(number).await.unwrap();
+            }));
+        };
+        for number in 0..10 {
+            wait(number);
+            while cell.dialling().1 < u64::from(number) + 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        for number in 0..11 {
+            // One that comes just as a place becomes free.
+            if number == 0 {
+                wait(10);
+                cell.leave();
+            } else {
+                cell.leave();
+            }
+            assert_eq!(served.recv().await, Some(number));
+        }
+        cell.leave();
+        assert_eq!(cell.dialling(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_free_again_is_not_lost_with_one_that_stops_waiting() {
+        for cancelled in 0..3 {
+            let cell = Arc::new(EndpointCell::default());
+            assert!(cell.enter(1));
+            let waiters: Vec<_> = (0..3)
+                .map(|_| {
+                    let cell = Arc::clone(&cell);
+                    tokio::spawn(async move { cell.queue(1, 100).await })
+                })
+                .collect();
+            while cell.dialling().1 < 3 {
+                tokio::task::yield_now().await;
+            }
+            // Told of the place, and gone before it is taken.
+            cell.leave();
+            waiters[cancelled].abort();
+            for (number, waiter) in waiters.into_iter().enumerate() {
+                let served = tokio::time::timeout(Duration::from_secs(5), waiter).await.unwrap();
+                if number != cancelled {
+                    assert!(served.unwrap());
+                    cell.leave();
+                }
+            }
+            assert_eq!(cell.dialling(), (0, 0));
+        }
     }
 }
