@@ -127,7 +127,7 @@ async fn a_session_with_nowhere_else_to_go_stays_with_the_endpoint_that_is_late(
         })
         .await;
         let plane = Plane::start(carrier, 1, &[]).await;
-        plane.publish(&[slow, nobody().await], MOVE, LIMITS);
+        plane.publish(&[slow, nobody()], MOVE, LIMITS);
         let mut client = plane.client().await;
         client.write_all(b"x").await.unwrap();
         assert_eq!(soon(client.read_u8()).await.unwrap(), b'x');

@@ -160,7 +160,7 @@ async fn one_that_connects_is_ended_in_the_engine_and_in_tokio() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_comes_back_from_tokio_has_left_nothing_there() {
-    let (nobody, good) = (nobody().await, echo().await);
+    let (nobody, good) = (nobody(), echo().await);
     let plane = Plane::start(Carrier::Engine, 1, &[nobody, good]).await;
     let mut client = plane.client().await;
     greet(&mut client).await.unwrap();
@@ -218,7 +218,7 @@ async fn one_whose_bytes_wait_for_a_reader_is_ended_at_once() {
 async fn amid_coming_and_going_every_order_ends_one_session_or_none() {
     for carrier in [Carrier::Engine, Carrier::Tokio] {
         // The first attempt fails, so that sessions of the engine go through tokio and back.
-        let plane = Plane::start(carrier, 2, &[nobody().await, echo().await]).await;
+        let plane = Plane::start(carrier, 2, &[nobody(), echo().await]).await;
         let address = plane.address;
         let come_and_go = move || async move {
             for _ in 0..40 {

@@ -181,9 +181,11 @@ async fn echo() -> SocketAddr {
     .await
 }
 
-/// An address at which nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// An address at which nobody listens. It stays taken, so that nobody else does either.
+fn nobody() -> SocketAddr {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    Box::leak(Box::new(socket)).local_addr().unwrap()
 }
 
 async fn greet(stream: &mut TcpStream) -> io::Result<()> {

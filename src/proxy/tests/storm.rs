@@ -92,7 +92,7 @@ async fn sessions_of_every_kind_at_once_keep_to_themselves_and_leave_nothing() {
         while Instant::now() < until {
             if rng.random_bool(0.3) {
                 // The first of two endpoints refuses.
-                plane.publish(&[nobody().await, moody().await], CONNECT, LIMITS);
+                plane.publish(&[nobody(), moody().await], CONNECT, LIMITS);
             }
             let visits: Vec<_> = (0..rng.random_range(1..150))
                 .map(|_| tokio::spawn(visit(plane.address, rng.random())))
