@@ -233,12 +233,13 @@ pub(super) fn report(shared: &Shared, endpoint: &Endpoint, end: End) {
     }
 }
 
-/// Waits until the client has reset the connection, or has closed it without a byte for a while.
-pub(super) async fn gone(client: &Watched<'_>) -> Cause {
+/// Waits until the client has reset the connection, or has closed it without a byte for a while, if it has not `asked`
+/// for anything before.
+pub(super) async fn gone(client: &Watched<'_>, asked: bool) -> Cause {
     let glances = async {
         loop {
             sleep(GLANCE).await;
-            if has_left(client) {
+            if !asked && has_left(client) {
                 return;
             }
         }

@@ -1,15 +1,19 @@
-//! The wait for an endpoint's first byte, in pools that ask for it. What the client sends meanwhile is passed on and yet
-//! kept: it is peeked at, so the kernel's receive buffer has it until the endpoint has answered. An endpoint that does not
-//! answer counts as one that failed, and where the pool allows it the session goes on at another one, from the beginning.
+//! The wait for an endpoint's first byte, in pools that ask for it. What the client sends meanwhile is passed on, and kept
+//! where it may have to be sent again. An endpoint that does not answer counts as one that failed, and where the pool
+//! allows it the session goes on at another one, from the beginning.
 
 use std::{
+    cell::RefCell,
     io,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags},
+};
 use tokio::{
     io::{Interest, unix::AsyncFdReadyGuard},
     time::{Instant, sleep_until},
@@ -24,36 +28,72 @@ use super::{
 use crate::{
     ids::EndpointIdentity,
     net,
-    state::Endpoint,
+    state::{Connect, Endpoint},
     sys,
     telemetry::{Cause, End, Side, Stage},
 };
 
-/// Bytes of the client that are kept where no session moves: more is a transfer, and watched no further.
+/// Bytes of the client after which a session that does not move is watched no further: more is a transfer.
 const LOOK: usize = 64 * 1024;
 
 /// How long an endpoint that ends the session may take where no time is set: nothing but its end is watched.
 const NO_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Bytes that are read at once.
+const BUFFER: usize = 16 * 1024;
+
+const RESET: End = End { side: Side::Client, stage: Stage::Relay, cause: Cause::Reset };
+const IDLE: End = End { side: Side::Client, stage: Stage::Relay, cause: Cause::Idle };
+
+thread_local! {
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into());
+}
 
 /// What came of the wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Answer {
     /// The endpoint has sent something.
     Settled,
-    /// The client has sent more than is kept.
-    Outgrown,
+    /// There is nothing to wait for: the client has sent more than is kept.
+    Moot,
     /// The endpoint has ended the session.
     Ended,
     /// It is silent for longer than it may be.
     Mute,
 }
 
-/// What of the client was passed on.
-#[derive(Clone, Copy, Default)]
+/// What the client has sent, and how much of it the endpoint that is waited for has got.
+#[derive(Default)]
 struct Head {
-    bytes: usize,
-    /// Its end too.
+    /// Bytes that are not kept any more: no session moves.
+    gone: usize,
+    kept: Vec<u8>,
+    /// Of those that are kept.
+    sent: usize,
+    writes: u32,
+    /// The client has ended its direction.
+    over: bool,
+    /// And the endpoint knows.
     ended: bool,
+    /// The endpoint has no room for more.
+    stuck: bool,
+}
+
+/// What a pool asks for.
+#[derive(Clone, Copy)]
+struct Rules {
+    /// Bytes that are waited with.
+    most: usize,
+    moves: bool,
+    patience: Duration,
+}
+
+impl Rules {
+    fn of(connect: &Connect) -> Self {
+        let most = connect.replay.map_or(LOOK, |replay| usize::try_from(replay.limit).unwrap_or(LOOK));
+        let patience = connect.first_byte.unwrap_or(NO_LIMIT);
+        Self { most, moves: connect.replay.is_some(), patience }
+    }
 }
 
 /// Waits until the endpoint has answered, at another one if need be, and leaves a pair that the relay can go on with.
@@ -66,34 +106,37 @@ pub(super) async fn settle(
     mut established: Established,
 ) -> Result<Established, End> {
     let mut tried: Vec<Arc<EndpointIdentity>> = Vec::new();
+    let mut head = Head::default();
     loop {
-        let how = established.pool.connect;
-        let kept = how.replay.map_or(LOOK, |replay| usize::try_from(replay.limit).unwrap_or(LOOK));
+        let rules = Rules::of(&established.pool.connect);
         let Some(endpoint) = books.endpoint.clone() else { return Ok(established) };
-        let (answer, head) = watch(client, &established, kept, how.first_byte.unwrap_or(NO_LIMIT)).await?;
+        let answer = watch(client, &established, &mut head, rules).await?;
         match answer {
             Answer::Settled => endpoint.cell.vouch(),
             Answer::Mute => endpoint.cell.was_mute(),
             // Counted at the end of the session, unless that goes on elsewhere.
-            Answer::Ended | Answer::Outgrown => {}
+            Answer::Ended | Answer::Moot => {}
         }
-        let answered = matches!(answer, Answer::Settled | Answer::Outgrown);
+        let answered = matches!(answer, Answer::Settled | Answer::Moot);
         if !answered {
             connect::report(&books.shared, &endpoint, unanswered(answer));
         }
-        if answered || how.replay.is_none() {
-            return consumed(client, books, established, head);
+        if answered || !rules.moves {
+            head.leave_to(books);
+            return Ok(established);
         }
         tried.push(Arc::clone(&endpoint.identity));
-        established = match another(client, books, established, (&endpoint, &tried)).await? {
-            (Some(moved), _) => {
-                if answer == Answer::Ended {
-                    endpoint.cell.was_empty();
-                }
-                moved
-            }
-            (None, old) => return consumed(client, books, old, head),
-        };
+        books.asked = head.taken() > 0;
+        let (moved, is_other) = another(client, books, established, (&endpoint, &tried)).await?;
+        if !is_other {
+            head.leave_to(books);
+            return Ok(moved);
+        }
+        if answer == Answer::Ended {
+            endpoint.cell.was_empty();
+        }
+        head = head.again();
+        established = moved;
     }
 }
 
@@ -102,13 +145,14 @@ const fn unanswered(answer: Answer) -> End {
     End { side: Side::Upstream, stage: Stage::Relay, cause }
 }
 
-/// Looks for an endpoint in place of the one that does not answer; unless that one answers after all.
+/// Looks for an endpoint in place of the one that does not answer; unless that one answers after all. True if it is another
+/// one.
 async fn another(
     client: &Watched<'_>,
     books: &mut Books,
     old: Established,
     (endpoint, tried): (&Arc<Endpoint>, &[Arc<EndpointIdentity>]),
-) -> Result<(Option<Established>, Established), End> {
+) -> Result<(Established, bool), End> {
     let claim = books.lend();
     let found = {
         let watched = sys::readiness(old.upstream.as_fd(), Interest::READABLE);
@@ -127,13 +171,13 @@ async fn another(
     match found {
         Some(Ok(moved)) => {
             moved.pool.cell.replays();
-            Ok((Some(moved), old))
+            Ok((moved, true))
         }
         Some(Err(end)) if end.side == Side::Client => Err(end),
         // Nobody else takes it: it stays where it is.
         Some(Err(_)) | None => {
             books.carried_by(claim.unwrap_or_else(|| connect::Claim::new(Arc::clone(endpoint))));
-            Ok((None, old))
+            Ok((old, false))
         }
     }
 }
@@ -142,7 +186,7 @@ async fn another(
 async fn answers(upstream: &Watched<'_>) {
     loop {
         let Ok(mut ready) = upstream.readable().await else { return std::future::pending().await };
-        match peek(upstream.get_ref(), 1) {
+        match peek(upstream.get_ref()) {
             Ok(1..) => return,
             Ok(_) => return std::future::pending().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
@@ -151,64 +195,52 @@ async fn answers(upstream: &Watched<'_>) {
     }
 }
 
-/// Passes on what the client sends until the endpoint answers, ends, or is silent for `patience` after the first byte.
+/// Passes on what the client sends until the endpoint answers, ends, or is silent for too long after the first byte.
 async fn watch(
     client: &Watched<'_>,
     established: &Established,
-    kept: usize,
-    patience: Duration,
-) -> Result<(Answer, Head), End> {
+    head: &mut Head,
+    rules: Rules,
+) -> Result<Answer, End> {
     let Ok(upstream) = sys::readiness(established.upstream.as_fd(), Interest::READABLE | Interest::WRITABLE)
     else {
         return Err(connect::EXHAUSTED);
     };
     let idle = Instant::now() + established.limits.idle;
-    let (mut head, mut stuck, mut due) = (Head::default(), false, idle);
-    // What was peeked at for another endpoint raises no event of its own.
+    let mut due = idle;
+    // What the client has sent before raises no event.
     let mut unseen = true;
     loop {
         let answer = tokio::select! {
             biased;
             ready = upstream.ready(Interest::READABLE) => heard(&upstream, ready),
-            _ = client.ready(Interest::ERROR) => {
-                return Err(End { side: Side::Client, stage: Stage::Relay, cause: Cause::Reset });
-            }
-            ready = upstream.ready(Interest::WRITABLE), if stuck => {
+            _ = client.ready(Interest::ERROR) => return Err(RESET),
+            ready = upstream.ready(Interest::WRITABLE), if head.stuck => {
                 // Before the next try: the edge that follows it must not be missed.
                 ready.into_iter().for_each(|mut ready| ready.clear_ready());
-                stuck = false;
-                unseen = true;
-                None
+                head.pass_on(client, &upstream, rules)?
             }
             () = std::future::ready(()), if unseen => {
                 unseen = false;
-                pass_on(client, &upstream, (&mut head, &mut stuck), kept)
+                head.pass_on(client, &upstream, rules)?
             }
-            ready = client.ready(Interest::READABLE), if !stuck && !head.ended => {
-                let Ok(mut ready) = ready else { continue };
-                let closed = ready.ready().is_read_closed();
-                if !closed {
-                    ready.clear_ready();
-                }
-                let answer = pass_on(client, &upstream, (&mut head, &mut stuck), kept);
-                if answer.is_none() && closed && !stuck {
-                    head.ended = true;
-                    net::end_of_stream(upstream.get_ref()).unwrap_or_default();
-                }
-                answer
+            ready = client.ready(Interest::READABLE), if !head.stuck && !head.over => {
+                // In the same way.
+                ready.map_err(|_| RESET)?.clear_ready();
+                head.pass_on(client, &upstream, rules)?
             }
-            () = sleep_until(due.min(idle)) => match head {
-                Head { bytes: 0, ended: false } => {
-                    return Err(End { side: Side::Client, stage: Stage::Relay, cause: Cause::Idle });
+            () = sleep_until(due.min(idle)) => {
+                if head.taken() == 0 && !head.ended {
+                    return Err(IDLE);
                 }
-                _ => Some(Answer::Mute),
+                Some(Answer::Mute)
             }
         };
         if let Some(answer) = answer {
-            return Ok((answer, head));
+            return Ok(answer);
         }
-        if due == idle && (head.bytes > 0 || head.ended) {
-            due = Instant::now() + patience;
+        if due == idle && (head.taken() > 0 || head.ended) {
+            due = Instant::now() + rules.patience;
         }
     }
 }
@@ -219,7 +251,7 @@ fn heard<'a>(
     ready: io::Result<AsyncFdReadyGuard<'a, BorrowedFd<'a>>>,
 ) -> Option<Answer> {
     let Ok(mut ready) = ready else { return Some(Answer::Ended) };
-    match peek(upstream.get_ref(), 1) {
+    match peek(upstream.get_ref()) {
         Ok(1..) => Some(Answer::Settled),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             ready.clear_ready();
@@ -229,58 +261,92 @@ fn heard<'a>(
     }
 }
 
-/// Passes on what is here beyond what was passed on before, and leaves it here.
-fn pass_on(
-    client: &Watched<'_>,
-    upstream: &Watched<'_>,
-    (head, stuck): (&mut Head, &mut bool),
-    kept: usize,
-) -> Option<Answer> {
-    let mut bytes = vec![0_u8; kept + 1];
-    // Nothing, or a reset that is noticed by itself.
-    let (_, here) =
-        rustix::net::recv(client.get_ref(), &mut *bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
-    if here > kept {
-        return Some(Answer::Outgrown);
+impl Head {
+    /// Bytes that the client has sent.
+    const fn taken(&self) -> usize {
+        self.gone + self.kept.len()
     }
-    while let Some(rest) = bytes.get(head.bytes..here).filter(|rest| !rest.is_empty()) {
-        match rustix::net::send(upstream.get_ref(), rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(written) => head.bytes += written,
-            Err(rustix::io::Errno::AGAIN) => {
-                *stuck = true;
-                return None;
+
+    /// The same from the beginning, for another endpoint.
+    fn again(self) -> Self {
+        Self { kept: self.kept, over: self.over, ..Self::default() }
+    }
+
+    /// Tells the books where the session is: the relay goes on from there.
+    fn leave_to(mut self, books: &mut Books) {
+        let rest = self.kept.split_off(self.sent.min(self.kept.len()));
+        books.passed_on((self.gone + self.sent) as u64, rest.into(), self.ended);
+    }
+
+    /// Passes on what is here, until there is no more of it or no room for it.
+    fn pass_on(
+        &mut self,
+        client: &Watched<'_>,
+        upstream: &Watched<'_>,
+        rules: Rules,
+    ) -> Result<Option<Answer>, End> {
+        loop {
+            if let Err(error) = self.send(upstream) {
+                self.stuck = error == Errno::AGAIN;
+                return Ok((!self.stuck).then_some(Answer::Ended));
             }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return Some(Answer::Ended),
+            self.stuck = false;
+            if !rules.moves {
+                self.gone += std::mem::take(&mut self.kept).len();
+                self.sent = 0;
+            }
+            if self.over {
+                if !self.ended {
+                    self.ended = true;
+                    net::end_of_stream(upstream.get_ref()).unwrap_or_default();
+                }
+                return Ok(None);
+            }
+            match self.take(client, rules.most) {
+                Ok(true) => {}
+                Ok(false) => return Ok(Some(Answer::Moot)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(_) => return Err(RESET),
+            }
         }
     }
-    None
-}
 
-/// Takes out of the client's socket what was passed on already: the relay goes on behind it.
-fn consumed(
-    client: &Watched<'_>,
-    books: &mut Books,
-    established: Established,
-    head: Head,
-) -> Result<Established, End> {
-    let broken = End { side: Side::Client, stage: Stage::Relay, cause: Cause::Reset };
-    let mut left = vec![0_u8; head.bytes];
-    let mut taken = 0;
-    while let Some(room) = left.get_mut(taken..).filter(|room| !room.is_empty()) {
-        match rustix::net::recv(client.get_ref(), room, RecvFlags::DONTWAIT) {
-            Ok((_, 0)) => return Err(broken),
-            Ok((_, bytes)) => taken += bytes,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return Err(broken),
+    /// Sends what has not been sent.
+    fn send(&mut self, upstream: &Watched<'_>) -> Result<(), Errno> {
+        while let Some(rest) = self.kept.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            if self.writes == 1 {
+                net::set_nodelay(upstream.get_ref());
+            }
+            match rustix::net::send(upstream.get_ref(), rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(written) => self.sent += written,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+            self.writes = self.writes.saturating_add(1);
         }
+        Ok(())
     }
-    books.passed_on(head.bytes as u64, head.ended);
-    Ok(established)
+
+    /// Reads once, or notes the client's end. False when there is more than may be kept: that stays where it is.
+    fn take(&mut self, client: &Watched<'_>, most: usize) -> Result<bool, Errno> {
+        SHARED.with_borrow_mut(|buffer| {
+            let room = most.saturating_sub(self.taken()).min(buffer.len());
+            let (room, look) = if room == 0 { (1, RecvFlags::PEEK) } else { (room, RecvFlags::empty()) };
+            let bytes = buffer.get_mut(..room).unwrap_or_default();
+            match rustix::net::recv(client.get_ref(), &mut *bytes, RecvFlags::DONTWAIT | look) {
+                Ok((_, 0)) => self.over = true,
+                Ok(_) if !look.is_empty() => return Ok(false),
+                Ok((_, here)) => self.kept.extend_from_slice(bytes.get(..here).unwrap_or_default()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(true)
+        })
+    }
 }
 
-fn peek(socket: impl AsFd, bytes: usize) -> io::Result<usize> {
-    let mut room = vec![0_u8; bytes];
-    let (_, here) = rustix::net::recv(socket, &mut *room, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+fn peek(socket: impl AsFd) -> io::Result<usize> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let (_, here) = rustix::net::recv(socket, &mut [0_u8; 1][..], flags)?;
     Ok(here)
 }

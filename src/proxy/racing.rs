@@ -51,7 +51,7 @@ pub(super) async fn connect(
     if let Some((attempt, upstream)) = begun {
         field.resume(attempt, upstream);
     }
-    let mut gone = pin!(connect::gone(client));
+    let mut gone = pin!(connect::gone(client, field.books.asked));
     loop {
         field.give_up();
         let until = match field.step() {
@@ -141,7 +141,7 @@ impl Field<'_> {
 
     /// Begins an attempt, if there is an endpoint left for it.
     async fn dial(&mut self, why: Why) -> Result<(), End> {
-        if why != Why::First && connect::has_left(self.client) {
+        if why != Why::First && !self.books.asked && connect::has_left(self.client) {
             return Err(client_gone(Cause::Closed));
         }
         let (plan, place) = if self.racers.is_empty() {
@@ -175,8 +175,8 @@ impl Field<'_> {
         let (race, pool) =
             self.race.get_or_insert_with(|| (Race::new(plan.pool.connect, started), Arc::clone(&plan.pool)));
         pool.clone_from(&plan.pool);
-        let begun =
-            connect::dial(race, plan, place, connect::has_sent(self.client.get_ref()), Instant::now());
+        let eager = self.books.asked || connect::has_sent(self.client.get_ref());
+        let begun = connect::dial(race, plan, place, eager, Instant::now());
         self.enter(begun, claim, why);
         Ok(())
     }

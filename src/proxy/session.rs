@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// An endpoint that ends a session before its first byte has not answered, if the client has asked; or if this soon.
-const AT_ONCE: Duration = Duration::from_secs(1);
+pub(super) const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Serves one accepted client to its end.
 pub(super) fn serve(client: Peer, books: Books) -> impl Future<Output = ()> + Send {
@@ -110,8 +110,12 @@ pub(super) struct Books {
     pub(super) moved: Moved,
     /// Bytes that were passed on before the relay began.
     passed_on: u64,
-    /// The client's end as well.
+    /// Bytes that were taken from the client before, and not passed on.
+    owed: Box<[u8]>,
+    /// The client's end was passed on as well.
     client_ended: bool,
+    /// The client has sent something, which is not in its socket any more.
+    pub(super) asked: bool,
     /// Where it is known while a task carries it.
     pub(super) seat: Option<Box<Seat>>,
     end: Option<End>,
@@ -134,7 +138,9 @@ impl Books {
             attempts: 0,
             moved: Moved::default(),
             passed_on: 0,
+            owed: Box::default(),
             client_ended: false,
+            asked: false,
             seat: None,
             end: None,
             session,
@@ -190,15 +196,21 @@ impl Books {
         self.show();
     }
 
-    /// So many bytes of the client have gone to the endpoint before the relay begins, and its end too or not.
-    pub(super) const fn passed_on(&mut self, bytes: u64, ended: bool) {
+    /// So many bytes of the client have gone to the endpoint before the relay begins, these are to follow, and its end
+    /// has gone there too or not.
+    pub(super) fn passed_on(&mut self, bytes: u64, owed: Box<[u8]>, ended: bool) {
         self.passed_on = bytes;
+        self.owed = owed;
         self.client_ended = ended;
     }
 
     /// A relay that goes on from where the session is.
-    pub(super) fn relay(&self, now: Instant, limits: Arc<SessionLimits>) -> Relay {
-        if self.client_ended { Relay::half_closed_by_client(now, limits) } else { Relay::new(now, limits) }
+    pub(super) fn relay(&mut self, now: Instant, limits: Arc<SessionLimits>) -> Relay {
+        match std::mem::take(&mut self.owed) {
+            _ if self.client_ended => Relay::half_closed_by_client(now, limits),
+            owed if owed.is_empty() => Relay::new(now, limits),
+            owed => Relay::owing(owed, now, limits),
+        }
     }
 
     /// Counts what the relay has delivered until now.

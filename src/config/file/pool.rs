@@ -98,7 +98,7 @@ pub(in crate::config) struct Pool {
     pub(in crate::config) replay: Key<Word<Replay>>,
 
     /// The most that is sent again, `"4KiB"` to `"1MiB"`: a client that sends more before the first byte stays where it is.
-    /// The bytes wait in the kernel's receive buffer, not in memory of the proxy.
+    /// A session that waits for its first byte takes as much memory as its client has sent.
     #[schemars(extend("default" = "16KiB"))]
     pub(in crate::config) replay_bytes: Key<SizeText>,
 

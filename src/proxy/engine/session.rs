@@ -73,7 +73,7 @@ impl Session {
         client: Peer,
         upstream: Peer,
         limits: Arc<SessionLimits>,
-        books: Books,
+        mut books: Books,
         now: Instant,
     ) -> Self {
         let relay = books.relay(now, limits);

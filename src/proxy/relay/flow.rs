@@ -140,6 +140,11 @@ impl Flow {
         Self { end: Progress::Done, ..Self::default() }
     }
 
+    /// One that has these bytes already.
+    pub(super) fn owing(bytes: Box<[u8]>) -> Self {
+        Self { waiting: Some(Box::new(Waiting::Tail { bytes, start: 0 })), ..Self::default() }
+    }
+
     /// True while bytes wait for the sink: the source is not read then.
     pub(super) const fn is_stalled(&self) -> bool {
         self.waiting.is_some()

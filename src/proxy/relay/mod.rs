@@ -140,6 +140,11 @@ impl Relay {
         relay
     }
 
+    /// A relay of a session of whose client these bytes were taken already, and are to go to the endpoint first.
+    pub(super) fn owing(bytes: Box<[u8]>, now: Instant, limits: Arc<SessionLimits>) -> Self {
+        Self { to_upstream: Flow::owing(bytes), ..Self::new(now, limits) }
+    }
+
     /// Moves what can be moved now.
     pub(super) fn turn<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) -> Turn {
         let before = self.moved();

@@ -304,3 +304,85 @@ async fn a_session_that_is_watched_takes_one_turn_and_one_permit() {
         plane.quiet().await;
     }
 }
+
+/// Answers once the client has ended its request of this many bytes.
+async fn whole(length: usize) -> SocketAddr {
+    endpoint(move |mut stream| async move {
+        let mut request = vec![0; length];
+        if stream.read_exact(&mut request).await.is_ok() {
+            drop(stream.write_all(&request).await);
+        }
+        drop(stream.read_to_end(&mut Vec::new()).await);
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_larger_than_the_receive_buffer_is_kept_and_moved() {
+    const MOST: usize = 1024 * 1024;
+    let connect = Connect { replay: Some(Replay { limit: 1024 * 1024 }), ..MOVE };
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        for (bad, moves) in [(None, 0), (Some(mute().await), 1)] {
+            let endpoints: Vec<_> = bad.into_iter().chain([whole(MOST).await]).collect();
+            plane.publish(&endpoints, connect, LIMITS);
+            let mut client = plane.client().await;
+            exchange(&mut client, &request(MOST)).await;
+            let last = cell(&plane, endpoints.len() - 1);
+            assert_eq!(
+                (last.cell.gray(), last.cell.good(), replayed(&plane)),
+                ((0, 0, 0), 1, moves),
+                "{carrier:?}"
+            );
+            drop(client);
+            plane.quiet().await;
+            assert_eq!(last.cell.bytes(), (MOST as u64, MOST as u64));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_half_a_request_that_is_sent_again_loses_none_of_the_rest() {
+    const MOST: usize = 1024 * 1024;
+    let connect = Connect { replay: Some(Replay { limit: 1024 * 1024 }), ..MOVE };
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        // Takes little at a time, answers at once, and reads the rest only later.
+        let hasty = endpoint(|mut stream| async move {
+            stream.write_all(b"!").await.unwrap();
+            sleep(2 * QUARTER).await;
+            let mut all = vec![0; MOST];
+            stream.read_exact(&mut all).await.unwrap();
+            stream.write_all(&all).await.unwrap();
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        })
+        .await;
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[mute().await, hasty], connect, LIMITS);
+        let mut client = plane.client().await;
+        soon(client.write_all(&request(MOST))).await.unwrap();
+        let mut answer = vec![0; MOST + 1];
+        soon(client.read_exact(&mut answer)).await.unwrap();
+        assert!(answer[1..] == request(MOST), "{carrier:?}");
+        drop(client);
+        plane.quiet().await;
+        assert_eq!(cell(&plane, 1).cell.bytes(), (MOST as u64, MOST as u64 + 1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_follows_an_urgent_byte_reaches_the_endpoint() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[whole(6).await, whole(6).await], MOVE, LIMITS);
+        let mut client = plane.client().await;
+        client.write_all(b"abc").await.unwrap();
+        let urgent = socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
+        assert_eq!(urgent, 1);
+        client.write_all(b"def").await.unwrap();
+        soon(client.read_exact(&mut [0; 6])).await.unwrap();
+        let gray = [0, 1].map(|place| cell(&plane, place).cell.gray());
+        assert_eq!(gray, [(0, 0, 0); 2], "{carrier:?}");
+        drop(client);
+        plane.quiet().await;
+    }
+}
