@@ -23,7 +23,7 @@ use super::{
     connect::{self, Established},
     racing,
     relay::Watched,
-    session::Books,
+    session::{AT_ONCE, Books},
 };
 use crate::{
     ids::EndpointIdentity,
@@ -54,7 +54,8 @@ thread_local! {
 enum Answer {
     /// The endpoint has sent something.
     Settled,
-    /// There is nothing to wait for: the client has sent more than is kept.
+    /// There is nothing to wait for: the client has sent more than is kept or has left without a word, or the endpoint has
+    /// ended a session that nobody used.
     Moot,
     /// The endpoint has ended the session.
     Ended,
@@ -195,7 +196,8 @@ async fn answers(upstream: &Watched<'_>) {
     }
 }
 
-/// Passes on what the client sends until the endpoint answers, ends, or is silent for too long after the first byte.
+/// Passes on what the client sends until the endpoint answers, ends, or is silent for too long after the client's last byte
+/// so far.
 async fn watch(
     client: &Watched<'_>,
     established: &Established,
@@ -206,14 +208,20 @@ async fn watch(
     else {
         return Err(connect::EXHAUSTED);
     };
-    let idle = Instant::now() + established.limits.idle;
-    let mut due = idle;
+    let begun = Instant::now();
+    let (mut last, mut seen) = (begun, head.progress());
     // What the client has sent before raises no event.
     let mut unseen = true;
     loop {
+        let idle = last + established.limits.idle;
+        let due = if head.taken() > 0 { (last + rules.patience).min(idle) } else { idle };
         let answer = tokio::select! {
             biased;
-            ready = upstream.ready(Interest::READABLE) => heard(&upstream, ready),
+            ready = upstream.ready(Interest::READABLE) => match heard(&upstream, ready) {
+                // As a server does whose client asks nothing for long.
+                Some(Answer::Ended) if head.taken() == 0 && begun.elapsed() >= AT_ONCE => Some(Answer::Moot),
+                heard => heard,
+            },
             _ = client.ready(Interest::ERROR) => return Err(RESET),
             ready = upstream.ready(Interest::WRITABLE), if head.stuck => {
                 // Before the next try: the edge that follows it must not be missed.
@@ -229,8 +237,8 @@ async fn watch(
                 ready.map_err(|_| RESET)?.clear_ready();
                 head.pass_on(client, &upstream, rules)?
             }
-            () = sleep_until(due.min(idle)) => {
-                if head.taken() == 0 && !head.ended {
+            () = sleep_until(due) => {
+                if head.taken() == 0 || rules.patience > established.limits.idle {
                     return Err(IDLE);
                 }
                 Some(Answer::Mute)
@@ -239,8 +247,8 @@ async fn watch(
         if let Some(answer) = answer {
             return Ok(answer);
         }
-        if due == idle && (head.taken() > 0 || head.ended) {
-            due = Instant::now() + rules.patience;
+        if head.progress() != seen {
+            (last, seen) = (Instant::now(), head.progress());
         }
     }
 }
@@ -265,6 +273,11 @@ impl Head {
     /// Bytes that the client has sent.
     const fn taken(&self) -> usize {
         self.gone + self.kept.len()
+    }
+
+    /// Changes when something has moved.
+    const fn progress(&self) -> (usize, usize, bool) {
+        (self.taken(), self.gone + self.sent, self.ended)
     }
 
     /// The same from the beginning, for another endpoint.
@@ -296,6 +309,10 @@ impl Head {
                 self.sent = 0;
             }
             if self.over {
+                // Who leaves without a word asks for nothing: a balancer's look at whether a listener is there.
+                if self.taken() == 0 {
+                    return Ok(Some(Answer::Moot));
+                }
                 if !self.ended {
                     self.ended = true;
                     net::end_of_stream(upstream.get_ref()).unwrap_or_default();

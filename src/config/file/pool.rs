@@ -83,10 +83,10 @@ pub(in crate::config) struct Pool {
     #[schemars(range(min = 0, max = 100), extend("default" = defaults::HEDGE_BUDGET))]
     pub(in crate::config) hedge_budget: Key<u8>,
 
-    /// How long an endpoint may take to its first byte once its client has sent something. One that takes longer, or ends
-    /// the session before, has not answered: that counts against it, as a failed connect does. Only for services of
-    /// which the client speaks first and that always answer (HTTP, TLS, Redis, PostgreSQL); not for one-way protocols.
-    /// Until the first byte such a session costs more CPU.
+    /// How long an endpoint may take to its first byte once its client has sent something; every further byte of the
+    /// client starts that time anew. One that takes longer, or ends the session before, has not answered: that counts
+    /// against it, as a failed connect does. Only for services of which the client speaks first and that always answer
+    /// (HTTP, TLS, Redis, PostgreSQL); not for one-way protocols. Until the first byte such a session costs more CPU.
     #[schemars(extend("x-default" = "off"))]
     pub(in crate::config) first_byte_timeout: Key<Time>,
 

@@ -305,6 +305,42 @@ async fn a_session_that_is_watched_takes_one_turn_and_one_permit() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_without_a_word_says_nothing_about_endpoints() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[echo().await, echo().await], MOVE, LIMITS);
+        for _ in 0..3 {
+            // As balancers do that ask whether a listener is there.
+            let mut client = plane.client().await;
+            soon(client.shutdown()).await.unwrap();
+            assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0);
+        }
+        plane.quiet().await;
+        let gray = [0, 1].map(|place| cell(&plane, place).cell.gray());
+        assert_eq!((gray, replayed(&plane)), ([(0, 0, 0); 2], 0));
+        assert!(plane.ends().iter().all(|(end, _)| end.is_clean()), "{:?}", plane.ends());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_ends_a_session_nobody_used_is_not_left() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        // As servers do whose clients ask nothing for long.
+        let tired = endpoint(|mut stream| async move {
+            drop(timeout(Duration::from_millis(1500), stream.read_u8()).await);
+        })
+        .await;
+        let plane = Plane::start(carrier, 1, &[]).await;
+        plane.publish(&[tired, echo().await], MOVE, LIMITS);
+        let mut client = plane.client().await;
+        assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0);
+        drop(client);
+        plane.quiet().await;
+        assert_eq!((cell(&plane, 0).cell.gray(), replayed(&plane)), ((0, 0, 0), 0));
+    }
+}
+
 /// Answers once the client has ended its request of this many bytes.
 async fn whole(length: usize) -> SocketAddr {
     endpoint(move |mut stream| async move {
@@ -315,6 +351,25 @@ async fn whole(length: usize) -> SocketAddr {
         drop(stream.read_to_end(&mut Vec::new()).await);
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_is_slow_with_its_request_makes_no_endpoint_mute() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        let connect = Connect { first_byte: Some(4 * QUARTER), ..MOVE };
+        plane.publish(&[whole(10).await, whole(10).await], connect, LIMITS);
+        let mut client = plane.client().await;
+        for _ in 0..10 {
+            client.write_all(b"x").await.unwrap();
+            sleep(QUARTER / 2).await;
+        }
+        soon(client.read_exact(&mut [0; 10])).await.unwrap();
+        let gray = [0, 1].map(|place| cell(&plane, place).cell.gray());
+        assert_eq!((gray, replayed(&plane)), ([(0, 0, 0); 2], 0), "{carrier:?}");
+        drop(client);
+        plane.quiet().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -384,5 +439,23 @@ async fn what_follows_an_urgent_byte_reaches_the_endpoint() {
         assert_eq!(gray, [(0, 0, 0); 2], "{carrier:?}");
         drop(client);
         plane.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_time_is_set_a_silent_session_ends_as_an_idle_one() {
+    let connect = Connect { first_byte: None, ..MOVE };
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[]).await;
+        let limits = SessionLimits { idle: Duration::from_millis(500), ..LIMITS };
+        plane.publish(&[mute().await, mute().await], connect, limits);
+        let mut client = plane.client().await;
+        client.write_all(b"x").await.unwrap();
+        drop(soon(client.read(&mut [0])).await);
+        plane.quiet().await;
+        let gray = [0, 1].map(|place| cell(&plane, place).cell.gray());
+        assert_eq!((gray, replayed(&plane)), ([(0, 0, 0); 2], 0), "{carrier:?}");
+        assert_eq!(plane.ends().len(), 1);
+        assert_eq!(plane.ends()[0].0.cause, crate::telemetry::Cause::Idle);
     }
 }
