@@ -142,7 +142,7 @@ async fn a_client_that_resets_during_a_race_ends_it_at_once() {
         let start = Instant::now();
         reset(client);
         plane.quiet().await;
-        assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         for place in [0, 1] {
             let cell = &endpoint_of(&plane, place).cell;
             assert_eq!((cell.active(), cell.dialling().0), (0, 0));
