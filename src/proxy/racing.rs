@@ -134,8 +134,9 @@ impl Field<'_> {
         let now = Instant::now();
         match &mut self.race {
             None => Step::Dial(Why::First),
-            Some((race, pool)) => race
-                .step(now, || pool.connect.hedge.is_some_and(|hedge| pool.cell.allows(hedge.budget, now))),
+            Some((race, pool)) => {
+                race.step(now, || pool.connect.hedge.is_some_and(|hedge| pool.cell.allows(hedge.budget, now)))
+            }
         }
     }
 
