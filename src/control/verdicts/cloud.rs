@@ -14,7 +14,7 @@ use crate::{config::Domain, ids::CloudName};
 const STEPS: u32 = 10;
 
 /// While its cloud is down, an endpoint is suspect for longer: no session asks it again.
-const LONG_SUSPICION: Duration = Duration::from_secs(5);
+pub(super) const LONG_SUSPICION: Duration = Duration::from_secs(5);
 
 /// One cloud.
 #[derive(Debug)]

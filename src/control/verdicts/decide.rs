@@ -167,10 +167,13 @@ impl Verdicts {
             cloud.good = None;
             cloud.state = State::Recovering { since: now, percent: 0 };
             for pool in &mut self.pools {
-                // What is still bad was not in use: to leave it out now removes nothing.
+                // What is still bad was not in use: to leave it out now removes nothing. What is good again begins anew, or
+                // the failures that took the cloud down would do so at once again.
                 if pool.has_left(number) {
-                    let records = pool.members.iter_mut().filter(|record| record.cloud == number);
-                    records.for_each(|record| record.stay_out(now));
+                    for record in pool.members.iter_mut().filter(|record| record.cloud == number) {
+                        record.stay_out(now);
+                        record.begin_anew(now);
+                    }
                 }
             }
             self.evidence

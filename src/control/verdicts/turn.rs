@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
+    cloud::LONG_SUSPICION,
     ejection::TRIAL_PATIENCE,
     endpoint::{Held, LATELY, Record, Removal, SUSPICION, Use},
     facts::Kept,
@@ -121,6 +122,13 @@ impl Record {
     pub(super) fn stay_out(&mut self, now: Instant) {
         if self.published.0 != Use::In && self.is_in() && self.is_down() {
             self.out = Some(Removal { at: now, corroborated: self.detector.corroborates(now) });
+        }
+    }
+
+    /// Its cloud comes back, and it is good: what sessions held against it before is over.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
+        if self.is_in() && !self.is_down() && !self.detector.failing(LONG_SUSPICION, now) {
+            self.detector.forgive();
         }
     }
 }

@@ -241,3 +241,20 @@ fn a_cloud_is_down_for_its_sessions_only_while_its_probes_are_good_and_needs_tri
     bed.tick();
     assert_eq!(bed.percent("aws"), 10);
 }
+
+#[test]
+fn a_cloud_that_comes_back_is_not_found_down_again_for_the_failures_before() {
+    let mut bed = Bed::new(2, 2, true);
+    // More in a row than an ejection takes, and no session since that could go well.
+    (0..2).for_each(|number| bed.fail(number, 20));
+    bed.tick();
+    assert_eq!(bed.kinds(), [FindingKind::Cloud]);
+    (0..2).for_each(|number| bed.down(number));
+    bed.pass(secs(6));
+    (0..2).for_each(|number| bed.up(number));
+    bed.pass(secs(1));
+    assert_eq!(bed.percent("aws"), 10);
+    bed.pass(secs(30));
+    assert_eq!((bed.percent("aws"), bed.used()), (100, 4));
+    assert_eq!(bed.count(FindingKind::Ejection), 0, "{:?}", bed.findings);
+}
