@@ -15,6 +15,9 @@ use crate::{
 /// The one listener and the one pool.
 const NAME: &str = "demo";
 
+/// The time in which a cloud that comes back takes all of its share again.
+const RECOVERY: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What the demo wants of a proxy. The tests have another one, which can be told to be a bad one.
 pub(super) trait Proxy {
     /// Where it accepts.
@@ -163,7 +166,8 @@ fn config(clouds: &[Cloud], doors: Option<Doors>) -> Config {
                 name: cloud.name().clone(),
                 region: None,
                 egress_usd_per_gb: None,
-                domain: config::Domain::default(),
+                // Short, so that a run shows all of it.
+                domain: config::Domain { recovery_time: Some(RECOVERY), ..config::Domain::default() },
                 socket: Arc::default(),
             })
             .collect(),
