@@ -166,7 +166,7 @@ impl Tally {
             return;
         }
         let fails = record.fails_probes(frozen, now);
-        let suspect = record.detector.failing(if down { LONG_SUSPICION } else { SUSPICION }, now);
+        let suspect = record.is_suspect(if down { LONG_SUSPICION } else { SUSPICION }, now);
         self.total += 1;
         let condemned = record.ejection.is_some() || matches!(record.held, Some(Held::Sessions(_)));
         self.good += u32::from(!record.is_down() && !condemned && !suspect);

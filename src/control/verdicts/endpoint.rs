@@ -284,6 +284,14 @@ impl Record {
         self.bytes.map(|bytes| bytes.seen + CONTRADICTION)
     }
 
+    /// True if a session has failed within `span`, none has gone well since, and its probes have not found it good again
+    /// since then.
+    pub(super) fn is_suspect(&self, span: Duration, now: Instant) -> bool {
+        let returned = self.probed && self.opinion.verdict == Verdict::Up;
+        let cleared = returned && self.detector.last_failure.is_some_and(|failure| failure < self.changed);
+        self.detector.failing(span, now) && !cleared
+    }
+
     /// True if probes hold it for bad, and nothing speaks against them.
     pub(super) fn fails_probes(&self, frozen: bool, now: Instant) -> bool {
         self.is_down() && (self.detector.corroborates(now) || !(self.contradicted || frozen))

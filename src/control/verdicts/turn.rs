@@ -127,7 +127,7 @@ impl Record {
 
     /// Its cloud comes back, and it is good: what sessions held against it before is over.
     pub(super) fn begin_anew(&mut self, now: Instant) {
-        if self.is_in() && !self.is_down() && !self.detector.failing(LONG_SUSPICION, now) {
+        if self.is_in() && !self.is_down() && !self.is_suspect(LONG_SUSPICION, now) {
             self.detector.forgive();
         }
     }

@@ -258,3 +258,18 @@ fn a_cloud_that_comes_back_is_not_found_down_again_for_the_failures_before() {
     assert_eq!((bed.percent("aws"), bed.used()), (100, 4));
     assert_eq!(bed.count(FindingKind::Ejection), 0, "{:?}", bed.findings);
 }
+
+#[test]
+fn a_cloud_whose_probes_are_good_again_does_not_wait_for_what_failed_before() {
+    let mut bed = Bed::new(2, 2, true);
+    (0..2).for_each(|number| bed.fail(number, 20));
+    bed.tick();
+    (0..2).for_each(|number| bed.down(number));
+    bed.pass(secs(1));
+    assert_eq!(bed.percent("aws"), 0);
+    (0..2).for_each(|number| bed.up(number));
+    bed.tick();
+    assert_eq!(bed.percent("aws"), 10, "a second after the last failure");
+    bed.pass(secs(3));
+    assert!(bed.percent("aws") > 10 && bed.count(FindingKind::Ejection) == 0, "{:?}", bed.findings);
+}
