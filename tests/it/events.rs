@@ -100,6 +100,19 @@ async fn twinspan_events(admin: SocketAddr, more: &[&str]) -> String {
     output.stdout
 }
 
+/// The same event is a line of the log.
+async fn is_a_line_of_the_log(down: &Value, proxy: &Proxy, before: usize) {
+    let told = |line: &str| {
+        let value: Value = serde_json::from_str(line).ok()?;
+        (value["event"] == down["id"]).then_some(value)
+    };
+    let line = proxy.line_from(before, "the line of the verdict", told).await;
+    assert_eq!((&line["level"], &line["message"]), (&"WARN".into(), &down["text"]), "{line}");
+    for field in ["kind", "pool", "endpoint", "cloud", "before", "after", "generation"] {
+        assert_eq!(line[field], down[field], "{field}: {line}");
+    }
+}
+
 #[tokio::test]
 async fn a_cloud_that_goes_and_comes_back_is_a_timeline_that_can_be_resumed() {
     let place = Place::new();
@@ -127,16 +140,7 @@ async fn a_cloud_that_goes_and_comes_back_is_a_timeline_that_can_be_resumed() {
     assert_eq!((&moved["before"], &moved["generation"]), (&"aws".into(), &lost["generation"]), "{moved}");
     assert_eq!(moved["evidence"], "aws 0 of 2 up, gcp 1 of 1 up");
     assert!(down["id"].as_u64() < lost["id"].as_u64() && lost["id"].as_u64() < moved["id"].as_u64());
-    // The same is one line of the log.
-    let told = |line: &str| {
-        let value: Value = serde_json::from_str(line).ok()?;
-        (value["event"] == down["id"]).then_some(value)
-    };
-    let line = proxy.line_from(before, "the line of the verdict", told).await;
-    assert_eq!((&line["level"], &line["message"]), (&"WARN".into(), &down["text"]), "{line}");
-    for field in ["kind", "pool", "endpoint", "cloud", "before", "after", "generation"] {
-        assert_eq!(line[field], down[field], "{field}: {line}");
-    }
+    is_a_line_of_the_log(&down, &proxy, before).await;
     let id = down["id"].to_string();
     let lines =
         proxy.said().lines().filter(|line| line.contains("\"verdict\"") && line.contains("\"down\"")).count();
