@@ -16,7 +16,7 @@ use super::{
     health::Verdict,
     inputs::{Inputs, Name, OpenListener},
     usual::Usual,
-    verdicts::{CloudStanding, Decision, Finding, FindingKind, Opinion, Reading, Standing},
+    verdicts::{CloudStanding, Decision, Explanation, Finding, FindingKind, Opinion, Reading, Standing},
 };
 use crate::{
     config::Config,
@@ -234,6 +234,12 @@ impl Brain {
             self.inputs.withdraw_permit(key);
         }
         self.permitted = on_trial;
+    }
+
+    /// Everything that explains the standing of an endpoint.
+    #[must_use]
+    pub fn explain(&self, endpoint: &EndpointKey, now: Instant) -> Option<Explanation> {
+        self.inputs.verdicts.explain(endpoint, now)
     }
 
     /// The last generation.

@@ -40,6 +40,11 @@ pub(super) fn is_lost(inputs: &Inputs, pool: &PoolName) -> bool {
     inputs.verdicts.all_lost(pool)
 }
 
+/// True while a pool that had lost everything has less than its floor again.
+pub(super) fn regains(inputs: &Inputs, pool: &PoolName) -> bool {
+    inputs.verdicts.regains(pool)
+}
+
 /// The part of its weight that an endpoint has now, in percent.
 pub(super) fn weight_percent(inputs: &Inputs, member: &Member, now: Instant) -> u32 {
     inputs.verdicts.weight_percent(&member.identity.key(), now)

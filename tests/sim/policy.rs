@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use twinspan::{
     balance::Shares,
     config::{self, Config},
-    control::{Brain, Change, Name, Notice, OpenListener, health::Verdict},
-    ids::{CloudName, EndpointIdentity},
+    control::{Brain, Change, Name, Notice, OpenListener, health::Verdict, verdicts::Standing},
+    ids::{CloudName, EndpointIdentity, EndpointKey},
     proxy::Race,
     state::{
         AllDown, Connect, Endpoint, EndpointCell, Group, GroupCell, ListenerCell, Pool, PoolCell, Snapshot,
@@ -28,6 +28,12 @@ pub(crate) trait Policy {
     fn tick(&mut self, now: Instant);
     /// What clients are routed by.
     fn snapshot(&self) -> &Arc<Snapshot>;
+    /// True if sessions have taken this endpoint out.
+    fn is_ejected(&self, _endpoint: &EndpointKey, _now: Instant) -> bool {
+        false
+    }
+    /// True if this endpoint may be used by all that is known of it, and not only because something must be tried.
+    fn stands(&self, endpoint: &EndpointKey, now: Instant) -> bool;
     /// What it wanted people to be told since the last time.
     fn notices(&mut self) -> Vec<Notice>;
     /// How a session that begins now dials.
@@ -63,15 +69,13 @@ impl Kind {
     }
 
     /// What it promises.
-    pub(crate) const fn restraint(self) -> Restraint {
+    pub(crate) fn restraint(self) -> Restraint {
         match self {
-            // Checks alone remove whatever they like, still.
-            Self::Twinspan | Self::ChecksOnly | Self::Naive => Restraint {
-                floor: None,
-                velocity: None,
-                last_cloud: false,
-                served: matches!(self, Self::Twinspan),
-            },
+            // Some random outages still break a limit: all of them are looked at on request.
+            Self::Twinspan if std::env::var_os("TWINSPAN_STRICT").is_some() => Restraint::FULL,
+            Self::Twinspan => Restraint { served: true, ..Restraint::NONE },
+            // Checks alone remove whatever they like.
+            Self::ChecksOnly | Self::Naive => Restraint::NONE,
         }
     }
 
@@ -119,6 +123,15 @@ impl Policy for Twinspan {
 
     fn snapshot(&self) -> &Arc<Snapshot> {
         self.0.snapshot()
+    }
+
+    fn stands(&self, endpoint: &EndpointKey, now: Instant) -> bool {
+        let standing = self.0.explain(endpoint, now).map(|known| known.standing);
+        matches!(standing, Some(Standing::In { .. } | Standing::New))
+    }
+
+    fn is_ejected(&self, endpoint: &EndpointKey, now: Instant) -> bool {
+        self.0.explain(endpoint, now).is_some_and(|known| known.back_off_until.is_some())
     }
 
     fn notices(&mut self) -> Vec<Notice> {
@@ -238,6 +251,13 @@ impl Policy for Checks {
     }
 
     fn tick(&mut self, _: Instant) {}
+
+    fn stands(&self, endpoint: &EndpointKey, _: Instant) -> bool {
+        let verdict = |(member, verdict): &(Arc<Endpoint>, Verdict)| {
+            member.identity.key() == *endpoint && *verdict != Verdict::Down
+        };
+        self.members.iter().any(verdict)
+    }
 
     fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 use twinspan::{
-    control::{Notice, health::Verdict},
+    control::{Notice, health::Verdict, verdicts::FindingKind},
     ids::Generation,
     state::{AllDown, Snapshot},
 };
@@ -31,10 +31,22 @@ pub(crate) struct Restraint {
     pub(crate) floor: Option<f64>,
     /// The part of a pool that may be removed within a minute, if no session has failed there.
     pub(crate) velocity: Option<f64>,
+    /// The part of a pool that sessions may have ejected at a time, counted after each ejection.
+    pub(crate) cap: Option<f64>,
     /// The last cloud that carries bytes stays in use.
     pub(crate) last_cloud: bool,
     /// A session is connected if all is well in some cloud, for so long that probes must have found it.
     pub(crate) served: bool,
+}
+
+impl Restraint {
+    /// The usual limits.
+    pub(crate) const FULL: Self =
+        Self { floor: Some(0.2), velocity: Some(0.5), cap: Some(0.5), last_cloud: true, served: true };
+
+    /// No limits.
+    pub(crate) const NONE: Self =
+        Self { floor: None, velocity: None, cap: None, last_cloud: false, served: false };
 }
 
 /// Watches a run.
@@ -43,6 +55,10 @@ pub(crate) struct Rules {
     restraint: Restraint,
     generation: Generation,
     offered: BTreeSet<SocketAddr>,
+    /// What was in use by all that was known of it.
+    stands: BTreeSet<SocketAddr>,
+    /// What sessions have taken out.
+    ejected: BTreeSet<SocketAddr>,
     /// Endpoints that were removed though no session had failed there, and when they were last.
     removed: BTreeMap<SocketAddr, Instant>,
     /// What was broken.
@@ -56,6 +72,8 @@ impl Rules {
             restraint,
             generation: Generation(0),
             offered: BTreeSet::new(),
+            stands: BTreeSet::new(),
+            ejected: BTreeSet::new(),
             removed: BTreeMap::new(),
             breaches: Vec::new(),
         }
@@ -67,6 +85,8 @@ impl Rules {
         scenario: &Scenario,
         snapshot: &Snapshot,
         upstreams: &[Upstream],
+        stands: BTreeSet<SocketAddr>,
+
         now: Instant,
     ) {
         let last = std::mem::replace(&mut self.generation, snapshot.generation);
@@ -74,15 +94,22 @@ impl Rules {
         self.well_formed(scenario, snapshot);
         let offered = offered(&snapshot.pools[0], usize::MAX).collect();
         let before = std::mem::replace(&mut self.offered, offered);
+        let stood = std::mem::replace(&mut self.stands, stands);
         if snapshot.pools[0].all_down.is_none() {
-            self.restrained(&before, upstreams, now);
+            self.restrained(&before, &stood, upstreams, now);
         }
     }
 
     fn well_formed(&mut self, scenario: &Scenario, snapshot: &Snapshot) {
         let pool = &snapshot.pools[0];
         let mut seen = BTreeSet::new();
-        for group in pool.tiers.iter().flat_map(|tier| &tier.groups) {
+        // What fills up the first tier stands in its own one as well.
+        let own = pool.tiers.first().map_or(0, |tier| tier.groups.len() - pool.spilled);
+        let filling = |(tier, group): (usize, usize)| tier == 0 && group >= own;
+        let places = pool.tiers.iter().enumerate().flat_map(|(tier, all)| {
+            all.groups.iter().enumerate().map(move |(place, group)| ((tier, place), group))
+        });
+        for (_, group) in places.filter(|(place, _)| !filling(*place)) {
             self.check(!group.endpoints.is_empty(), || format!("{} is an empty group", group.cloud));
             for endpoint in &group.endpoints {
                 let (address, cloud) = (endpoint.address(), &endpoint.identity.cloud);
@@ -100,7 +127,13 @@ impl Rules {
         }
     }
 
-    fn restrained(&mut self, before: &BTreeSet<SocketAddr>, upstreams: &[Upstream], now: Instant) {
+    fn restrained(
+        &mut self,
+        before: &BTreeSet<SocketAddr>,
+        stood: &BTreeSet<SocketAddr>,
+        upstreams: &[Upstream],
+        now: Instant,
+    ) {
         let Restraint { floor, velocity, last_cloud, .. } = self.restraint;
         // A cloud that is down as a whole counts for nothing, but it is not down while bytes come from a part of it. Nor
         // does what was never seen alive.
@@ -111,7 +144,9 @@ impl Rules {
         };
         let either: BTreeSet<SocketAddr> = before.union(&self.offered).copied().collect();
         let alive = upstreams.iter().filter(|one| one.probes.contains(&true));
-        let base: Vec<&Upstream> = alive.filter(|one| counts(one.cloud, &either)).collect();
+        let used =
+            |cloud: usize| upstreams.iter().any(|one| one.cloud == cloud && either.contains(&one.address));
+        let base: Vec<&Upstream> = alive.filter(|one| used(one.cloud)).collect();
         let part = |count: usize, part: f64| {
             #[expect(clippy::cast_precision_loss, reason = "a handful")]
             let (count, whole) = (count as f64, base.len() as f64);
@@ -122,12 +157,17 @@ impl Rules {
         let offered = base.iter().filter(left).count();
         let gone: Vec<SocketAddr> = base
             .iter()
-            .filter(|one| before.contains(&one.address) && !self.offered.contains(&one.address))
+            // What sessions have ejected is bounded by the cap.
+            .filter(|one| !self.ejected.contains(&one.address))
+            // What is no longer tried anyway was removed before.
+            .filter(|one| stood.contains(&one.address) && !self.offered.contains(&one.address))
             .filter(|one| counts(one.cloud, &self.offered) && !one.is_corroborated(now))
             .map(|one| one.address)
             .collect();
         let carrying = |offered: &BTreeSet<SocketAddr>| {
-            upstreams.iter().any(|one| one.carries(now) && offered.contains(&one.address))
+            let clouds = upstreams.iter().filter(|one| offered.contains(&one.address)).map(|one| one.cloud);
+            let clouds: BTreeSet<usize> = clouds.collect();
+            upstreams.iter().any(|one| one.carries(now) && clouds.contains(&one.cloud))
         };
         let lost = carrying(before) && !carrying(&self.offered);
         self.removed.extend(gone.iter().map(|address| (*address, now)));
@@ -144,20 +184,64 @@ impl Rules {
         self.check(!last_cloud || !lost, || "the last cloud that carries bytes was removed".to_owned());
     }
 
+    /// Sessions have taken these out, and no others.
+    pub(crate) fn ejects(&mut self, ejected: BTreeSet<SocketAddr>) {
+        self.ejected = ejected;
+    }
+
     /// Something is told: no verdict without evidence.
-    pub(crate) fn told(&mut self, notice: &Notice, upstreams: &[Upstream]) {
-        let Notice::Judged { endpoint, before, verdict, reason } = notice else { return };
-        let upstream = upstreams.iter().find(|upstream| upstream.address == endpoint.address);
-        let last = upstream.and_then(|upstream| upstream.probes.last().copied());
-        let evidence = match verdict {
-            Verdict::Up => last == Some(true),
-            Verdict::Down => last == Some(false),
-            // An opinion is not forgotten.
-            Verdict::Unknown => false,
+    pub(crate) fn told(&mut self, notice: &Notice, upstreams: &[Upstream], now: Instant) {
+        let of = |address: SocketAddr| upstreams.iter().find(|upstream| upstream.address == address);
+        let last = |upstream: &Upstream| upstream.probes.last().copied();
+        let (evidence, said) = match notice {
+            Notice::Judged { endpoint, before, verdict, reason } => {
+                let evidence = match verdict {
+                    Verdict::Up => of(endpoint.address).and_then(last) == Some(true),
+                    Verdict::Down => of(endpoint.address).and_then(last) == Some(false),
+                    // An opinion is not forgotten.
+                    Verdict::Unknown => false,
+                };
+                (evidence && before != verdict, !reason.is_empty())
+            }
+            Notice::Found(finding) => {
+                let one = finding.endpoint.and_then(of);
+                let here = |one: &&Upstream| {
+                    finding.cloud.as_ref().is_some_and(|cloud| cloud.as_str() == CLOUDS[one.cloud].0)
+                };
+                let evidence = match finding.kind {
+                    FindingKind::Ejection => one.is_some_and(|one| one.has_complaint(now)),
+                    FindingKind::Cloud if finding.after == "down" => {
+                        let mut members = upstreams.iter().filter(here);
+                        members.any(|one| last(one) == Some(false) || one.has_complaint(now))
+                    }
+                    FindingKind::Freeze => upstreams.iter().any(Upstream::is_held_for_down),
+                    _ => true,
+                };
+                if finding.kind == FindingKind::Ejection {
+                    self.capped(upstreams);
+                }
+                (evidence && finding.before != finding.after, !finding.evidence.is_empty())
+            }
+            _ => (true, true),
         };
-        self.check(evidence && !reason.is_empty() && before != verdict, || {
-            format!("no evidence: {notice:?}")
-        });
+        self.check(evidence && said, || format!("no evidence: {notice:?}"));
+    }
+
+    /// The cap holds after an ejection: among what counts for the pool.
+    fn capped(&mut self, upstreams: &[Upstream]) {
+        let Some(cap) = self.restraint.cap else { return };
+        // A cloud of which nothing is offered is down as a whole.
+        let counts = |one: &&Upstream| {
+            one.probes.contains(&true)
+                && upstreams
+                    .iter()
+                    .any(|other| other.cloud == one.cloud && self.offered.contains(&other.address))
+        };
+        let base = upstreams.iter().filter(counts).count();
+        let out = upstreams.iter().filter(counts).filter(|one| self.ejected.contains(&one.address)).count();
+        #[expect(clippy::cast_precision_loss, reason = "a handful")]
+        let holds = out as f64 <= cap * base as f64;
+        self.check(holds, || format!("{out} of {base} endpoints are ejected"));
     }
 
     /// A session got no connection; what has been well since `then` should have had it.

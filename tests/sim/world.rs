@@ -15,6 +15,7 @@ use twinspan::{
     control::{
         Change, Notice,
         health::{Judge, Pace, Verdict},
+        verdicts::FindingKind,
     },
     ids::{EndpointIdentity, EndpointKey, PoolName},
     proxy::{Facts, Step, Why, choose},
@@ -60,6 +61,8 @@ pub(crate) struct Upstream {
     works: Instant,
     /// When a session failed here last, if none has had an answer since.
     failed: Option<Instant>,
+    /// When one failed here last, whatever came after.
+    complaint: Option<Instant>,
     /// When bytes moved towards clients last.
     moved: Option<Instant>,
     /// Its cell, once it was dialled.
@@ -247,7 +250,7 @@ impl<'a> World<'a> {
 
     fn begin(&mut self) {
         let first = Arc::clone(self.policy.snapshot());
-        self.rules.published(self.scenario, &first, &self.upstreams, self.now);
+        self.publish(&first);
         for upstream in 0..self.upstreams.len() {
             self.after(Duration::ZERO, Event::Probe { upstream, due: 0 });
         }
@@ -367,23 +370,16 @@ impl<'a> World<'a> {
 
     /// Looks at what the policy has come to.
     fn observe(&mut self) {
-        for notice in self.policy.notices() {
-            self.rules.told(&notice, &self.upstreams);
-            self.tell(|| format!("{notice:?}"));
-            if let Notice::Judged { before, verdict, .. } = notice
-                && (before, verdict) != (Verdict::Unknown, Verdict::Up)
-            {
-                self.book().verdicts += 1;
-            }
-        }
+        let notices = self.policy.notices();
         let snapshot = Arc::clone(self.policy.snapshot());
         if !Arc::ptr_eq(&snapshot, &self.seen) {
-            self.rules.published(self.scenario, &snapshot, &self.upstreams, self.now);
+            self.publish(&snapshot);
             self.seen = snapshot;
             self.tell_generation();
             self.book().generations += 1;
             self.watch_evasion(false);
         }
+        notices.iter().for_each(|notice| self.hear(notice));
         if self.now >= self.end - self.scenario.length + OPENING {
             let listed: BTreeSet<SocketAddr> = offered(&self.seen.pools[0], usize::MAX).collect();
             let works = |one: &&Upstream| !one.fault.is_dead() && self.now - one.works >= SETTLED;
@@ -393,6 +389,27 @@ impl<'a> World<'a> {
             let book = self.book();
             book.removed = book.removed.max(removed);
         }
+    }
+
+    fn publish(&mut self, snapshot: &Snapshot) {
+        let stands = |one: &&Upstream| self.policy.stands(&one.key(), self.now);
+        let stands = self.upstreams.iter().filter(stands).map(|one| one.address).collect();
+        let ejected = |one: &&Upstream| self.policy.is_ejected(&one.key(), self.now);
+        self.rules.ejects(self.upstreams.iter().filter(ejected).map(|one| one.address).collect());
+        self.rules.published(self.scenario, snapshot, &self.upstreams, stands, self.now);
+    }
+
+    /// Takes what people are told.
+    fn hear(&mut self, notice: &Notice) {
+        self.rules.told(notice, &self.upstreams, self.now);
+        self.tell(|| format!("{notice:?}"));
+        let counts = match notice {
+            Notice::Judged { before, verdict, .. } => (*before, *verdict) != (Verdict::Unknown, Verdict::Up),
+            // Steps of a recovery are no changes of mind, nor is what stays.
+            Notice::Found(finding) => !matches!(finding.kind, FindingKind::Recovery | FindingKind::Kept),
+            _ => false,
+        };
+        self.book().verdicts += u64::from(counts);
     }
 
     fn tell(&self, what: impl FnOnce() -> String) {
@@ -520,7 +537,7 @@ impl<'a> World<'a> {
                 racer.endpoint.cell.connect_failed(cause);
                 racer.endpoint.cell.finish();
                 session.attempts.failed();
-                self.upstreams[racer.upstream].failed = Some(self.now);
+                self.upstreams[racer.upstream].fails(self.now);
                 self.hint(racer.upstream);
                 self.advance(number);
             }
@@ -529,7 +546,7 @@ impl<'a> World<'a> {
                 for late in session.racers.drain(..) {
                     if late.begun < racer.begun {
                         late.endpoint.cell.overtaken();
-                        self.upstreams[late.upstream].failed = Some(self.now);
+                        self.upstreams[late.upstream].fails(self.now);
                     }
                     late.endpoint.cell.finish();
                 }
@@ -610,7 +627,7 @@ impl<'a> World<'a> {
         };
         let upstream = &mut self.upstreams[place.0];
         upstream.cell.as_ref().unwrap().finish();
-        upstream.failed = Some(self.now);
+        upstream.fails(self.now);
         pool.cell.replays();
         (session.at, session.moves) = (None, session.moves + 1);
         session.attempts = self.policy.attempts(&pool, self.now);
@@ -651,7 +668,7 @@ impl<'a> World<'a> {
         let upstream = &mut self.upstreams[place];
         upstream.cell.as_ref().unwrap().finish();
         if !answered {
-            upstream.failed = Some(self.now);
+            upstream.fails(self.now);
         }
         let book = self.book();
         if answered { book.cut += 1 } else { book.mute += 1 }
@@ -710,7 +727,7 @@ impl<'a> World<'a> {
         watch.due += 1;
         let (at, due) = (watch.judge.next(watch.started, self.now, watch.pace), watch.due);
         if let Some(turn) = turn {
-            let endpoint = EndpointKey { pool: PoolName::from("p"), address: upstream.address };
+            let endpoint = upstream.key();
             let (verdict, reason) = (turn.verdict, turn.reason.into());
             let change = Change::Verdict { endpoint, verdict, reason, answered: false, began };
             self.policy.take(change, self.now);
@@ -753,6 +770,7 @@ impl Upstream {
             since: now,
             works: now,
             failed: None,
+            complaint: None,
             moved: None,
             cell: None,
             live: BTreeSet::new(),
@@ -771,6 +789,26 @@ impl Upstream {
     /// True when a session failed here lately and none has had an answer since.
     pub(crate) fn is_corroborated(&self, now: Instant) -> bool {
         self.failed.is_some_and(|at| now - at <= EVIDENCE)
+    }
+
+    /// True when its probes have come to the verdict that it is down, or the last one failed.
+    pub(crate) fn is_held_for_down(&self) -> bool {
+        self.watch.judge.verdict() == Verdict::Down || self.probes.last() == Some(&false)
+    }
+
+    fn key(&self) -> EndpointKey {
+        EndpointKey { pool: PoolName::from("p"), address: self.address }
+    }
+
+    fn fails(&mut self, now: Instant) {
+        self.failed = Some(now);
+        self.complaint = Some(now);
+    }
+
+    /// True when a session has failed here lately, or it has been slow.
+    pub(crate) fn has_complaint(&self, now: Instant) -> bool {
+        let slow = matches!(self.fault, Fault::Slow(_) | Fault::Loss(_)) || now - self.since <= EVIDENCE;
+        slow || self.complaint.is_some_and(|at| now - at <= EVIDENCE + TICK)
     }
 
     /// True when nothing has been wrong with it since then.

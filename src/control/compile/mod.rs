@@ -87,9 +87,12 @@ fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool 
     let members = inputs.members.get(&pool.name).cloned().unwrap_or_default();
     let (usable, all_down) = usable(inputs, pool, &members);
     let mut compiler = PoolCompiler { inputs, pool, balance: balance(pool.balance), usable: &usable, now };
-    let (tiers, spilled) = compiler.tiers();
+    let (mut tiers, spilled) = compiler.tiers();
     let trials = compiler.trials(&members);
-    let reserve = if all_down == Some(AllDown::Refuse) { Vec::new() } else { compiler.reserve(&members) };
+    let mut reserve = if all_down == Some(AllDown::Refuse) { Vec::new() } else { compiler.reserve(&members) };
+    if pool.when_all_down == WhenAllDown::TryAnyway && all_down.is_none() {
+        tiers.extend(compiler.last_tier(&mut reserve));
+    }
     Pool {
         name: pool.name.clone(),
         balance: balance(pool.balance),
@@ -125,9 +128,10 @@ impl PoolCompiler<'_> {
             if shares.is_empty() {
                 continue;
             }
-            // Clouds that come back take less than their share; what they leave goes to the next tier.
+            // Clouds that come back take less than their share; what they leave goes to the next tier. Later tiers are
+            // asked by retries alone, which take what is left.
             let own = shares.len();
-            if shares.iter().all(|(_, _, percent)| *percent < 100) {
+            if tiers.is_empty() && shares.iter().all(|(_, _, percent)| *percent < 100) {
                 let later = policy.iter().skip(place + 1).map(|clouds| self.shares(clouds));
                 let next = later.into_iter().find(|next| !next.is_empty()).unwrap_or_default();
                 spill(&mut shares, next);
@@ -167,6 +171,18 @@ impl PoolCompiler<'_> {
         let clouds = policy::tiers(&self.pool.policy).into_iter().flatten();
         // Without a hash table: who comes here has left the endpoint that is its own.
         clouds.filter_map(|(cloud, _)| self.group(&cloud, &out, Balance::Random)).collect()
+    }
+
+    /// While a pool that had lost everything has little again, the rest is tried anyway, behind what is good.
+    fn last_tier(&mut self, rest: &mut Vec<Group>) -> Option<Tier> {
+        if rest.is_empty() || !standing::regains(self.inputs, &self.pool.name) {
+            return None;
+        }
+        let place = policy::tiers(&self.pool.policy).len();
+        let cell = self.inputs.tier_cells.entry((self.pool.name.clone(), place)).or_default();
+        let (groups, cell) = (std::mem::take(rest), Arc::clone(cell));
+        let shares = Shares::new(groups.iter().map(|_| 1));
+        Some(Tier { groups, shares, cell })
     }
 
     fn group(&mut self, cloud: &CloudName, members: &[Member], balance: Balance) -> Option<Group> {

@@ -22,6 +22,7 @@ impl Verdicts {
     pub(super) fn conclude(&mut self, now: Instant) {
         self.readmit(now);
         for pool in &mut self.pools {
+            pool.listen(now);
             pool.contradict(now);
         }
         self.freeze(now);
@@ -39,15 +40,13 @@ impl Verdicts {
         for _ in 0..MOST_ROUNDS {
             self.strike(now);
             let removed = self.remove(now);
-            if !self.leave() && !removed {
+            if !self.leave(now) && !removed {
                 break;
             }
             self.settle(now);
         }
         self.pace(now);
-        for pool in &mut self.pools {
-            pool.lost = if pool.has_lost() { pool.lost.or(Some(now)) } else { None };
-        }
+        self.pools.iter_mut().for_each(|pool| pool.count_losses(now));
     }
 
     /// Whether probes fail everywhere at once, which says more about them than about endpoints.
@@ -106,7 +105,7 @@ impl Verdicts {
     /// Trials begin and end, and what probes took out comes back.
     fn readmit(&mut self, now: Instant) {
         for pool in &mut self.pools {
-            let (lost, patience, rules) = (pool.lost, pool.patience, pool.ejection);
+            let (lost, patience, rules) = (pool.regains, pool.patience, pool.ejection);
             let slow = !pool.slow_start.is_zero();
             for record in &mut pool.members {
                 record.first(now);
@@ -121,7 +120,7 @@ impl Verdicts {
 
     /// Finds what should go, cloud by cloud and one by one.
     fn settle(&mut self, now: Instant) {
-        self.leave();
+        self.leave(now);
         let frozen = self.frozen;
         for pool in &mut self.pools {
             let frozen = frozen || pool.frozen;
@@ -206,26 +205,19 @@ impl Verdicts {
             .collect();
         bad.sort_unstable();
         for (_, number) in bad {
-            let may = self.pools.iter().any(|pool| self.can_leave(pool, number));
+            let clouds = &self.clouds;
+            let may =
+                self.pools.iter().any(|pool| pool.has_in(number) && pool.can_leave(number, clouds, now));
             if let (true, Some(cloud), Some(tally)) = (may, self.clouds.get_mut(number), tallies.get(number))
             {
                 cloud.state = State::Down { since: now, by_checks: !tally.corroborated };
                 cloud.good = None;
                 cloud.note = Arc::from(tally.words());
                 self.evidence.remove(&number);
-                self.leave();
+                self.leave(now);
                 self.hush(number, now);
             }
         }
-    }
-
-    /// True if the pool uses something in this cloud, and has something in another.
-    fn can_leave(&self, pool: &Pool, cloud: usize) -> bool {
-        let mut others = pool.seats.iter().filter(|seat| seat.cloud != cloud);
-        pool.has_in(cloud)
-            && others.any(|seat| {
-                self.clouds.get(seat.cloud).is_some_and(|other| !other.is_down()) && pool.has_in(seat.cloud)
-            })
     }
 
     /// What sessions hold against endpoints of a cloud that is down is kept for later: a trial must clear it.
@@ -269,9 +261,9 @@ impl Verdicts {
     }
 
     /// Each pool leaves the clouds that are down, but not its last. True if one did or came back.
-    pub(super) fn leave(&mut self) -> bool {
-        let down = self.down();
-        self.pools.iter_mut().fold(false, |changed, pool| pool.leave(&down) | changed)
+    pub(super) fn leave(&mut self, now: Instant) -> bool {
+        let clouds = &self.clouds;
+        self.pools.iter_mut().fold(false, |changed, pool| pool.leave(clouds, now) | changed)
     }
 
     fn down(&self) -> Vec<Option<Instant>> {
@@ -300,8 +292,12 @@ impl Verdicts {
                 seat.percent = match clouds.get(seat.cloud).map(|cloud| cloud.state) {
                     _ if seat.left => 0,
                     // Nothing else could take what it does not get.
-                    Some(State::Recovering { percent, .. }) if !alone => percent,
-                    _ => 100,
+                    Some(State::Recovering { percent, .. }) if !alone && seat.returns => percent,
+                    Some(State::Recovering { .. }) => 100,
+                    _ => {
+                        seat.returns &= seat.left;
+                        100
+                    }
                 };
             }
             pool.seats = seats;
@@ -379,7 +375,7 @@ impl Pool {
         }
     }
 
-    fn has_lost(&self) -> bool {
+    pub(super) fn has_lost(&self) -> bool {
         !self.members.is_empty()
             && self.members.iter().all(|record| match record.own_use() {
                 Use::New => false,

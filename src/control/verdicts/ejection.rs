@@ -64,6 +64,11 @@ impl Trial {
         }
     }
 
+    /// The counters begin anew.
+    pub(super) const fn rebase(&mut self) {
+        (self.connected, self.bad, self.to_client) = (0, 0, 0);
+    }
+
     /// How it went, once that is known.
     pub(super) fn outcome(
         &mut self,

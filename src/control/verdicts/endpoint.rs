@@ -9,13 +9,16 @@ use super::{
     Opinion,
     ejection::{BackOff, Ejection, Flaps, Trial},
     facts::{Kept, MemberFacts, Reading},
-    pool::MINUTE,
+    pool::{Loss, MINUTE},
     sessions::{Cause, Detector, Tick},
 };
 use crate::{config, control::health::Verdict, ids::EndpointKey};
 
 /// How long bytes speak against a failed probe.
 pub(super) const CONTRADICTION: Duration = Duration::from_secs(5);
+
+/// Bytes come as long as no more than this has gone by since the last were seen: two ticks and a little.
+const FRESH: Duration = Duration::from_millis(250);
 
 /// A failed session makes an endpoint suspect for this long.
 pub(super) const SUSPICION: Duration = Duration::from_secs(2);
@@ -62,7 +65,7 @@ pub(super) struct Record {
     /// What the last finding about it said.
     pub(super) shown: Shown,
     /// What the last decision made of it: its use, its weight, the share of its cloud, and whether all is lost.
-    pub(super) published: (Use, u32, u32, bool),
+    pub(super) published: (Use, u32, u32, Loss),
     pub(super) last: Reading,
     ticked: Instant,
     bytes: Option<Bytes>,
@@ -157,7 +160,7 @@ impl Record {
             contradicted: false,
             note: Arc::from(reason),
             shown: if probed { Shown::New } else { Shown::In },
-            published: (Use::default(), 0, 0, false),
+            published: (Use::default(), 0, 0, Loss::None),
             last: Reading::default(),
             ticked: now,
             bytes: None,
@@ -207,7 +210,11 @@ impl Record {
     /// Takes a reading.
     pub(super) fn observe(&mut self, reading: Reading, patience: Duration, now: Instant) {
         let tick = Tick::between(&self.last, &reading);
-        let anew = reading.connect.count() < self.last.connect.count();
+        let anew =
+            Tick::begins_anew(&self.last, &reading) || reading.connect.count() < self.last.connect.count();
+        if anew && let Some(trial) = self.ejection.as_mut().and_then(|ejection| ejection.trial.as_mut()) {
+            trial.rebase();
+        }
         if tick.bytes > 0 {
             self.bytes = Some(Bytes { after: self.ticked, seen: now });
         }
@@ -277,6 +284,31 @@ impl Record {
             failure.is_none_or(|failure| bytes.after >= failure)
                 && now.duration_since(bytes.seen) <= CONTRADICTION
         })
+    }
+
+    /// True while bytes come to clients.
+    pub(super) fn carries(&self, now: Instant) -> bool {
+        self.carries_until().is_some_and(|until| now < until)
+    }
+
+    /// When that ends, unless more bytes come.
+    pub(super) fn carries_until(&self) -> Option<Instant> {
+        self.bytes.map(|bytes| bytes.seen + FRESH)
+    }
+
+    /// True if bytes came after that time and after the last failed session, and not long ago.
+    pub(super) fn serves_since(&self, then: Instant, now: Instant) -> bool {
+        self.outlives_failures(now) && self.bytes.is_some_and(|bytes| bytes.after > then)
+    }
+
+    /// When bytes last came to clients.
+    pub(super) fn answered(&self) -> Option<Instant> {
+        self.bytes.map(|bytes| bytes.seen)
+    }
+
+    /// True if it may be used and nothing that is believed is held against it.
+    pub(super) fn is_good(&self, now: Instant) -> bool {
+        self.is_in() && (!self.is_down() || self.contradicted) && !self.detector.failing(SUSPICION, now)
     }
 
     /// When the bytes that speak against its probes no longer do.

@@ -130,6 +130,8 @@ pub enum Kept {
     Cap,
     /// Its cloud is down, but the pool has no other.
     LastCloud,
+    /// It is the last one in use of the only cloud that bytes come from.
+    LastBytes,
     /// What it was held for bad for is over, but not long enough.
     Lately,
 }
@@ -145,6 +147,7 @@ impl Kept {
             Self::Floor => "the pool would fall below its floor",
             Self::Cap => "as much is ejected already as may be",
             Self::LastCloud => "the pool has no other cloud",
+            Self::LastBytes => "no other cloud moves bytes",
             Self::Lately => "it was bad a moment ago",
         }
     }

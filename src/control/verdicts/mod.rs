@@ -92,6 +92,7 @@ impl Verdicts {
             self.gone.insert(record.key.clone(), (record, now));
         }
         self.gone.retain(|_, (_, since)| now.duration_since(*since) < MEMORY);
+        let names: Vec<CloudName> = self.clouds.iter().map(|cloud| cloud.name.clone()).collect();
         self.reconfigure_clouds(&pools, clouds);
         let numbers: HashMap<CloudName, usize> =
             self.clouds.iter().enumerate().map(|(number, cloud)| (cloud.name.clone(), number)).collect();
@@ -113,12 +114,17 @@ impl Verdicts {
                     pool.add(record);
                 }
             }
+            for seat in known.get(&facts.name).iter().flat_map(|old| &old.seats) {
+                if let Some(number) = names.get(seat.cloud).and_then(|name| numbers.get(name)) {
+                    pool.resume(*number, *seat);
+                }
+            }
             self.places.insert(pool.name.clone(), self.pools.len());
             self.pools.push(pool);
         }
         let pools = &self.pools;
         self.places.retain(|name, place| pools.get(*place).is_some_and(|pool| pool.name == *name));
-        self.leave();
+        self.leave(now);
         self.pace(now);
     }
 
@@ -213,6 +219,14 @@ impl Verdicts {
     #[must_use]
     pub fn all_lost(&self, pool: &PoolName) -> bool {
         self.places.get(pool).and_then(|place| self.pools.get(*place)).is_some_and(|pool| pool.lost.is_some())
+    }
+
+    /// True while a pool that had lost everything has something again, but less than its floor: what is good comes
+    /// first, and the rest goes on to be offered behind it.
+    #[must_use]
+    pub fn regains(&self, pool: &PoolName) -> bool {
+        let pool = self.places.get(pool).and_then(|place| self.pools.get(*place));
+        pool.is_some_and(|pool| pool.loss() == pool::Loss::Most)
     }
 
     /// True while probes are not believed: those of the pool, or all.

@@ -5,6 +5,7 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 use tokio::time::Instant;
 
 use super::{
+    cloud::Cloud,
     endpoint::{Held, Record},
     facts::{Kept, PoolFacts},
 };
@@ -34,6 +35,8 @@ pub(super) struct Pool {
     pub(super) frozen: bool,
     /// Since when nothing is left that may be used.
     pub(super) lost: Option<Instant>,
+    /// Since when all was lost, while what is back is less than the floor's share.
+    pub(super) regains: Option<Instant>,
     /// What the last findings said of it.
     pub(super) shown_frozen: bool,
     pub(super) shown_lost: bool,
@@ -49,8 +52,28 @@ pub(super) struct Seat {
     pub(super) cloud: usize,
     /// It is down, and the pool does without it.
     pub(super) left: bool,
+    /// It is down, and the pool has nothing that is good enough in its place.
+    pub(super) kept: bool,
+    /// The pool has left it since it was up: its share rises when it comes back.
+    pub(super) returns: bool,
     /// The share that it gets.
     pub(super) percent: u32,
+}
+
+impl Seat {
+    const fn new(cloud: usize) -> Self {
+        Self { cloud, left: false, kept: false, returns: false, percent: 100 }
+    }
+}
+
+/// How much of a pool is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Loss {
+    #[default]
+    None,
+    /// All was, and what is back is less than the floor's share.
+    Most,
+    All,
 }
 
 /// The weights that limits go by.
@@ -76,6 +99,7 @@ impl Pool {
             seats: Vec::new(),
             frozen: false,
             lost: None,
+            regains: None,
             shown_frozen: false,
             shown_lost: false,
             arrivals: None,
@@ -87,15 +111,23 @@ impl Pool {
     pub(super) fn inherit(&mut self, old: &Self) {
         self.frozen = old.frozen;
         self.lost = old.lost;
+        self.regains = old.regains;
         self.shown_frozen = old.shown_frozen;
         self.shown_lost = old.shown_lost;
         self.arrivals = old.arrivals;
         self.rate = old.rate;
     }
 
+    /// Goes on with a cloud as `old` did.
+    pub(super) fn resume(&mut self, cloud: usize, old: Seat) {
+        if let Some(seat) = self.seats.iter_mut().find(|seat| seat.cloud == cloud) {
+            *seat = Seat { cloud, ..old };
+        }
+    }
+
     pub(super) fn add(&mut self, record: Record) {
         if !self.seats.iter().any(|seat| seat.cloud == record.cloud) {
-            self.seats.push(Seat { cloud: record.cloud, left: false, percent: 100 });
+            self.seats.push(Seat::new(record.cloud));
         }
         self.places.insert(record.key.address, self.members.len());
         self.members.push(record);
@@ -127,34 +159,111 @@ impl Pool {
         self.members.iter().any(|record| record.cloud == cloud && record.is_in())
     }
 
-    /// Leaves the clouds that are down, but not the last one. `down`: since when a cloud is, by number. True if that
-    /// is not what it was.
-    pub(super) fn leave(&mut self, down: &[Option<Instant>]) -> bool {
-        let since = |cloud: usize| down.get(cloud).copied().flatten();
+    /// What is good of the pool in this cloud, and all of it, by weight.
+    pub(super) fn good_of(&self, cloud: usize, now: Instant) -> (u64, u64) {
+        let here = self.members.iter().filter(|record| record.cloud == cloud && record.proven);
+        here.fold((0, 0), |(good, all), record| {
+            let weight = u64::from(record.weight);
+            (good + if record.is_good(now) { weight } else { 0 }, all + weight)
+        })
+    }
+
+    /// True if another cloud that is not down may take the place of one that is: while the pool still uses that, one with
+    /// a greater part that is good; once the pool had to keep it, and it carries nothing any more and is hardly good, one that
+    /// is good for the most part; once it is left, any.
+    pub(super) fn can_leave(&self, cloud: usize, clouds: &[Cloud], now: Instant) -> bool {
+        let Some(seat) = self.seats.iter().find(|seat| seat.cloud == cloud) else { return false };
+        let (good, all) = self.good_of(cloud, now);
+        let carries = self.carries(cloud, now);
+        let domain = clouds.get(cloud).map(|cloud| cloud.domain).unwrap_or_default();
+        self.seats.iter().filter(|other| other.cloud != cloud && self.has_in(other.cloud)).any(|other| {
+            let Some(rules) = clouds.get(other.cloud).filter(|other| !other.is_down()) else { return false };
+            let (others_good, others) = self.good_of(other.cloud, now);
+            match seat {
+                Seat { left: true, .. } => true,
+                // Never the last one that still carries something.
+                _ if carries && !self.carries(other.cloud, now) => false,
+                Seat { kept: true, .. } => {
+                    let good_for_little = good * 100 < all * u64::from(domain.down_below);
+                    let up_above = u64::from(rules.domain.up_above);
+                    !carries && good_for_little && others_good * 100 > others * up_above
+                }
+                _ => others_good * all.max(1) > good * others,
+            }
+        })
+    }
+
+    /// Leaves the clouds that are down, but not one that nothing is good enough to take the place of. True if that is
+    /// not what it was.
+    pub(super) fn leave(&mut self, clouds: &[Cloud], now: Instant) -> bool {
+        let since = |cloud: usize| clouds.get(cloud).and_then(Cloud::down_since);
         if self.seats.iter().all(|seat| since(seat.cloud).is_none()) {
-            return self
-                .seats
-                .iter_mut()
-                .fold(false, |changed, seat| std::mem::take(&mut seat.left) | changed);
+            return self.seats.iter_mut().fold(false, |changed, seat| {
+                seat.kept = false;
+                std::mem::take(&mut seat.left) | changed
+            });
         }
-        let has_in: Vec<bool> = self.seats.iter().map(|seat| self.has_in(seat.cloud)).collect();
-        let seats = || self.seats.iter().zip(&has_in).enumerate();
-        let other = seats().any(|(_, (seat, has_in))| *has_in && since(seat.cloud).is_none());
-        let keep = if other {
-            None
-        } else {
-            seats()
-                .filter(|(_, (_, has_in))| **has_in)
-                .filter_map(|(place, (seat, _))| Some((since(seat.cloud)?, place)))
-                .max()
-                .map(|(_, place)| place)
-        };
+        let can: Vec<bool> = self.seats.iter().map(|seat| self.can_leave(seat.cloud, clouds, now)).collect();
+        // With nothing else, the best of those that are down.
+        let other = self.seats.iter().any(|seat| since(seat.cloud).is_none() && self.has_in(seat.cloud));
+        let best = self
+            .seats
+            .iter()
+            .filter(|seat| !other && self.has_in(seat.cloud))
+            .max_by_key(|seat| (self.good_of(seat.cloud, now).0, seat.kept, since(seat.cloud)))
+            .map(|seat| seat.cloud);
         let mut changed = false;
-        for (place, seat) in self.seats.iter_mut().enumerate() {
-            let left = since(seat.cloud).is_some() && keep != Some(place);
+        for (seat, can) in self.seats.iter_mut().zip(can) {
+            let is_down = since(seat.cloud).is_some();
+            let keep = if other { !can } else { best == Some(seat.cloud) };
+            let left = is_down && !keep;
+            seat.kept = is_down && keep;
+            seat.returns = left || seat.returns && !seat.kept;
             changed |= std::mem::replace(&mut seat.left, left) != left;
         }
         changed
+    }
+
+    /// How much of it is lost.
+    pub(super) const fn loss(&self) -> Loss {
+        match (self.lost, self.regains) {
+            (Some(_), _) => Loss::All,
+            (None, Some(_)) => Loss::Most,
+            (None, None) => Loss::None,
+        }
+    }
+
+    /// Finds whether all is lost. Where it was, what comes back first must not take the load of all: that ends only when
+    /// the floor's share is in, and not while bytes come from others, too.
+    pub(super) fn count_losses(&mut self, now: Instant) {
+        self.lost = if self.has_lost() { self.lost.or(self.regains).or(Some(now)) } else { None };
+        if self.lost.is_some() {
+            self.regains = self.lost;
+        } else if self.regains.is_some() && self.has_regained(now) {
+            self.regains = None;
+        }
+    }
+
+    fn has_regained(&self, now: Instant) -> bool {
+        let (mut all, mut used) = (0, 0);
+        let mut rest = false;
+        for record in self.members.iter().filter(|record| record.proven) {
+            let serves = record.is_in() && !self.has_left(record.cloud);
+            let weight = u64::from(record.weight);
+            all += weight;
+            used += if serves { weight } else { 0 };
+            rest |= !serves && record.carries(now) && record.outlives_failures(now);
+        }
+        used * 100 >= all * u64::from(self.restraint.floor) && !rest
+    }
+
+    /// Finds whose silence is its own: others of the pool have answered of late.
+    pub(super) fn listen(&mut self, now: Instant) {
+        let answers = |record: &Record| record.answered().is_some_and(|at| now.duration_since(at) < MINUTE);
+        let count = self.members.iter().filter(|record| answers(record)).count();
+        for record in &mut self.members {
+            record.detector.others_answer = count > usize::from(answers(record));
+        }
     }
 
     /// Removes what is held for bad, as far as it may. Returns the places of what sessions take out,
@@ -176,10 +285,15 @@ impl Pool {
         }
         order.sort_unstable();
         let mut weights = self.weights(now);
-        let all_bad = self.is_all_bad();
+        let mut crews = self.crews(now);
+        // Nothing is lost for certain while bytes come.
+        let all_bad = self.is_all_bad() && !crews.iter().any(|crew| crew.carries);
         let (mut ejected, mut removed) = (Vec::new(), false);
         for (.., place) in order {
-            let allowed = self.allows(place, weights, all_bad, now);
+            let allowed = match self.allows(place, weights, all_bad, now) {
+                Ok(()) if is_last(&crews, self.members.get(place)) => Err(Kept::LastBytes),
+                allowed => allowed,
+            };
             let Some(record) = self.members.get_mut(place) else { continue };
             let (Some(held), weight) = (record.held, u64::from(record.weight)) else { continue };
             if let Err(kept) = allowed {
@@ -188,6 +302,9 @@ impl Pool {
                 continue;
             }
             weights.used = weights.used.saturating_sub(weight);
+            if let Some(crew) = crews.iter_mut().find(|crew| crew.cloud == record.cloud) {
+                crew.used -= 1;
+            }
             removed = true;
             match held {
                 Held::Sessions(_) => {
@@ -236,6 +353,24 @@ impl Pool {
         if left == 0 || left * 100 < share(self.restraint.floor) { Err(Kept::Floor) } else { Ok(()) }
     }
 
+    /// For each cloud, how many of its endpoints are in use, and whether bytes come from them.
+    fn crews(&self, now: Instant) -> Vec<Crew> {
+        let mut crews: Vec<Crew> =
+            self.seats.iter().map(|seat| Crew { cloud: seat.cloud, used: 0, carries: false }).collect();
+        for record in self.members.iter().filter(|record| record.is_in() && !self.has_left(record.cloud)) {
+            if let Some(crew) = crews.iter_mut().find(|crew| crew.cloud == record.cloud) {
+                crew.used += 1;
+                crew.carries |= record.carries(now);
+            }
+        }
+        crews
+    }
+
+    /// True if bytes come from endpoints in use in this cloud.
+    fn carries(&self, cloud: usize, now: Instant) -> bool {
+        self.members.iter().any(|record| record.cloud == cloud && record.is_in() && record.carries(now))
+    }
+
     /// True if probes and sessions agree that everything is bad that is still in use.
     fn is_all_bad(&self) -> bool {
         self.members
@@ -255,4 +390,21 @@ impl Pool {
         }
         weights
     }
+}
+
+/// What a cloud has in use in a pool.
+#[derive(Clone, Copy, Debug)]
+struct Crew {
+    cloud: usize,
+    used: usize,
+    carries: bool,
+}
+
+/// True if this is the last endpoint in use of its cloud, and bytes come from no other cloud.
+fn is_last(crews: &[Crew], record: Option<&Record>) -> bool {
+    let mut carrying = crews.iter().filter(|crew| crew.carries && crew.used > 0);
+    record.is_some_and(|record| {
+        carrying.next().is_some_and(|crew| crew.cloud == record.cloud && crew.used == 1)
+            && carrying.next().is_none()
+    })
 }

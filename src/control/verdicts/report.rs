@@ -129,13 +129,13 @@ impl Pool {
 
     /// True if routing is no longer what it was.
     fn publish(&mut self, now: Instant) -> bool {
-        let mut dirty = false;
+        let (mut dirty, loss) = (false, self.loss());
         for record in &mut self.members {
             let seat = self.seats.iter().find(|seat| seat.cloud == record.cloud);
             let left = seat.is_some_and(|seat| seat.left);
             let what = if left && record.own_use() == Use::In { Use::Out } else { record.own_use() };
             let percent = record.ramp(self.slow_start, now).0;
-            let published = (what, percent, seat.map_or(100, |seat| seat.percent), self.lost.is_some());
+            let published = (what, percent, seat.map_or(100, |seat| seat.percent), loss);
             dirty |= std::mem::replace(&mut record.published, published) != published;
         }
         dirty
@@ -165,6 +165,7 @@ impl Pool {
             match record.kept {
                 Some(Kept::Contradicted) => at(record.contradicted_until()),
                 Some(Kept::Velocity) => at(first),
+                Some(Kept::LastBytes) => at(record.carries_until()),
                 Some(Kept::Lately) => at(record.held_at.map(|at| at + LATELY)),
                 Some(Kept::Frozen | Kept::Floor | Kept::Cap | Kept::LastCloud) | None => {}
             }

@@ -25,6 +25,9 @@ const LATENCY_TICK: Duration = Duration::from_secs(1);
 /// Fewer connects than this say nothing about how long they take.
 const FEWEST_CONNECTS: u64 = 5;
 
+/// An endpoint that shows no life for this long after an attempt was overtaken has not merely been slow.
+const GRACE: Duration = Duration::from_millis(250);
+
 /// Looks in a row at which an endpoint must be slow.
 const SLOW_TICKS: u8 = 3;
 
@@ -42,11 +45,8 @@ pub(super) struct Tick {
 impl Tick {
     /// The difference of two readings. Counters that have fallen belong to another cell: then all of it is new.
     pub(super) fn between(before: &Reading, after: &Reading) -> Self {
-        let pairs =
-            |one: &Reading| [one.connected, one.failed, one.overtaken, one.empty, one.mute, one.to_client];
-        let anew = pairs(before).iter().zip(pairs(after)).any(|(before, after)| after < *before);
         let none = Reading::default();
-        let before = if anew { &none } else { before };
+        let before = if Self::begins_anew(before, after) { &none } else { before };
         Self {
             connected: after.connected.saturating_sub(before.connected),
             failed: after.failed.saturating_sub(before.failed),
@@ -55,6 +55,13 @@ impl Tick {
             mute: after.mute.saturating_sub(before.mute),
             bytes: after.to_client.saturating_sub(before.to_client),
         }
+    }
+
+    /// True if a counter of `after` is below that of `before`: it belongs to another cell.
+    pub(super) fn begins_anew(before: &Reading, after: &Reading) -> bool {
+        let all =
+            |one: &Reading| [one.connected, one.failed, one.overtaken, one.empty, one.mute, one.to_client];
+        all(before).iter().zip(all(after)).any(|(before, after)| after < *before)
     }
 
     const fn silent(self) -> u64 {
@@ -96,6 +103,10 @@ struct Slot {
 #[derive(Debug, Default)]
 pub(super) struct Detector {
     window: VecDeque<Slot>,
+    /// Overtaken, and no sign of life since: a slow endpoint serves late, a dead one never.
+    doubts: VecDeque<(Instant, u64)>,
+    /// Others of the pool answer: silence is this endpoint's own, and not the way of the protocol.
+    pub(super) others_answer: bool,
     /// Connected, but neither heard of nor silent for long enough: no successes yet.
     pending: VecDeque<(Instant, u64)>,
     /// Failures since the last success.
@@ -121,8 +132,8 @@ struct Latency {
 
 impl Detector {
     /// Takes what was counted.
-    pub(super) fn tick(&mut self, tick: Tick, patience: Duration, now: Instant) {
-        self.slot(tick, now);
+    pub(super) fn tick(&mut self, mut tick: Tick, patience: Duration, now: Instant) {
+        let doubted = self.doubt(&mut tick, now);
         if tick.silent() > 0 {
             self.last_silent = Some(now);
             self.forget_pending(tick.silent());
@@ -131,9 +142,12 @@ impl Detector {
             self.pending.push_back((now, tick.connected - tick.silent()));
         }
         let success = self.success(tick, patience, now);
-        if tick.bad() > 0 {
-            self.last_failure = Some(now);
+        if !self.others_answer {
+            tick = Tick { empty: 0, mute: 0, ..tick };
         }
+        self.slot(tick, now);
+        let failure = if tick.bad() > tick.overtaken { Some(now) } else { doubted };
+        self.last_failure = self.last_failure.max(failure);
         if let Some(at) = success {
             self.last_success = Some(self.last_success.map_or(at, |last| last.max(at)));
             if self.last_failure.is_none_or(|failure| failure <= at) {
@@ -144,6 +158,24 @@ impl Detector {
         }
         self.row = self.row.saturating_add(u32::try_from(tick.bad()).unwrap_or(u32::MAX));
         self.causes.add(tick);
+    }
+
+    /// Puts those that were overtaken off until it is known whether the endpoint lives. What is left of them in the tick
+    /// counts; the time of the last of these.
+    fn doubt(&mut self, tick: &mut Tick, now: Instant) -> Option<Instant> {
+        if tick.bytes > 0 || tick.connected > 0 {
+            self.doubts.clear();
+        }
+        let overtaken = std::mem::take(&mut tick.overtaken);
+        let mut last = None;
+        while let Some((at, count)) = self.doubts.pop_front_if(|(at, _)| now.duration_since(*at) >= GRACE) {
+            tick.overtaken = tick.overtaken.saturating_add(count);
+            last = Some(at);
+        }
+        if overtaken > 0 {
+            self.doubts.push_back((now, overtaken));
+        }
+        last
     }
 
     /// Takes connect times.
@@ -260,7 +292,8 @@ impl Detector {
     /// Forgets what was held against the endpoint.
     pub(super) fn forgive(&mut self) {
         let latency = std::mem::take(&mut self.latency);
-        *self = Self { last_success: self.last_success, ..Self::default() };
+        *self =
+            Self { last_success: self.last_success, others_answer: self.others_answer, ..Self::default() };
         self.latency.from = latency.from;
         self.latency.from_at = latency.from_at;
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{
     cloud::LONG_SUSPICION,
     ejection::TRIAL_PATIENCE,
-    endpoint::{Held, LATELY, Record, Removal, SUSPICION, Use},
+    endpoint::{Held, LATELY, Record, Removal, Use},
     facts::Kept,
 };
 use crate::{config::Ejection, control::health::Verdict};
@@ -40,9 +40,11 @@ impl Record {
         let out_since = self.out.map(|out| out.at).max(ejected).max(trial.map(|trial| trial.since));
         let since = lost.zip(out_since).map(|(lost, out)| lost.max(out));
         let succeeded = self.detector.last_success.zip(since).is_some_and(|(at, since)| at > since);
-        let calm = || self.detector.last_failure.is_none_or(|at| now.duration_since(at) > SUSPICION);
-        if succeeded && self.proven && calm() {
-            self.enter(Arc::from("a session went well"), returned, now);
+        let calm = || self.detector.last_failure < self.detector.last_success;
+        let serves = since.is_some_and(|since| self.own_use() != Use::In && self.serves_since(since, now));
+        if self.proven && (succeeded && calm() || serves) {
+            let note = if serves { "sessions move bytes" } else { "a session went well" };
+            self.enter(Arc::from(note), returned, now);
             return;
         }
         if self.out.is_some() && self.opinion.verdict == Verdict::Up && self.is_ready(now) {

@@ -127,6 +127,8 @@ fn five_failures_in_a_row_eject_and_four_do_not() {
     bed.tick();
     bed.readings[0].overtaken += 1;
     bed.tick();
+    assert!(bed.is_in(0), "it may merely be slow");
+    bed.pass(Duration::from_millis(300));
     assert_eq!(bed.kinds(), [FindingKind::Ejection]);
     assert!(bed.findings[0].evidence.contains("5 sessions in a row"), "{}", bed.findings[0].evidence);
     let Standing::Out { until: Some(until), .. } = bed.standing(0) else { panic!("{:?}", bed.standing(0)) };
@@ -152,6 +154,7 @@ fn half_of_ten_attempts_eject_and_half_of_eight_do_not() {
 fn an_endpoint_that_accepts_and_stays_mute_is_ejected_even_at_one_session_a_second() {
     let mut bed = Bed::new(4, 4, false);
     for second in 0..30_u64 {
+        bed.good(1, 1);
         bed.readings[0].connected += 1;
         if second >= 3 {
             bed.readings[0].mute += 1;
@@ -163,6 +166,66 @@ fn an_endpoint_that_accepts_and_stays_mute_is_ejected_even_at_one_session_a_seco
     }
     assert_eq!(bed.kinds(), [FindingKind::Ejection]);
     assert!(bed.findings[0].evidence.contains("mute"));
+}
+
+#[test]
+fn where_nobody_answers_silence_is_held_against_nobody() {
+    let mut bed = Bed::new(4, 4, false);
+    for _ in 0..60 {
+        bed.readings.iter_mut().for_each(|reading| {
+            reading.connected += 1;
+            reading.empty += 1;
+        });
+        bed.pass(secs(1));
+    }
+    assert!(bed.findings.is_empty() && bed.used() == 8, "{:?}", bed.findings);
+}
+
+#[test]
+fn who_is_overtaken_but_lives_is_slow_and_not_dead() {
+    let mut bed = Bed::new(4, 4, false);
+    for round in 0..100 {
+        bed.readings[0].overtaken += 3;
+        bed.tick();
+        if round % 2 == 0 {
+            bed.bytes(0);
+        } else {
+            bed.readings[0].connected += 1;
+        }
+        bed.tick();
+    }
+    assert!(bed.is_in(0) && bed.findings.is_empty(), "{:?}", bed.findings);
+    bed.readings[0].overtaken += 5;
+    bed.pass(Duration::from_millis(400));
+    assert!(!bed.is_in(0), "no life since");
+}
+
+#[test]
+fn counters_that_have_fallen_are_those_of_another_cell() {
+    let mut bed = Bed::new(4, 4, false);
+    bed.good(0, 1_000);
+    bed.tick();
+    bed.fail(0, 4);
+    bed.tick();
+    // Its name has lost it and found it again: the cell is another, the memory is not.
+    let facts = bed.pools.clone();
+    bed.pools[0].members.remove(0);
+    bed.reconfigure();
+    bed.pass(secs(1));
+    bed.pools = facts;
+    bed.reconfigure();
+    bed.readings[0] = Reading { connected: 2, failed: 1, ..Reading::default() };
+    bed.tick();
+    assert!(!bed.is_in(0), "four before and one since");
+    bed.pass(secs(6));
+    assert_eq!(bed.standing(0), Standing::Trial);
+    // The same once more, in the middle of its trial.
+    bed.readings[0] = Reading::default();
+    bed.tick();
+    assert_eq!(bed.standing(0), Standing::Trial);
+    bed.good(0, 1);
+    bed.tick();
+    assert!(bed.is_in(0));
 }
 
 #[test]

@@ -77,6 +77,7 @@ fn check(bed: &Bed, before: &[Before], removed: &mut HashMap<EndpointKey, Instan
         }
         let anything = pool.members.iter().any(|one| one.is_in() && !pool.has_left(one.cloud));
         let fresh = pool.members.iter().any(|one| !one.proven && one.out.is_none());
+        assert!(pool.lost.is_none() || pool.regains == pool.lost);
         assert_eq!(pool.lost.is_some(), !anything && !fresh && !pool.members.is_empty());
         if pool.members.iter().any(super::super::endpoint::Record::is_in) {
             assert!(anything, "the last cloud was left");

@@ -67,6 +67,7 @@ fn each_bad_trial_doubles_the_back_off_up_to_its_most_and_good_minutes_halve_it_
 fn who_was_ejected_for_silence_needs_a_byte_or_time_not_only_a_connection() {
     let mut bed = Bed::new(4, 4, false);
     bed.readings[0].connected += 5;
+    bed.good(1, 1);
     bed.tick();
     bed.readings[0].mute += 5;
     bed.tick();
@@ -141,4 +142,23 @@ fn where_all_is_lost_and_all_is_tried_a_good_session_is_as_good_as_a_trial() {
     bed.good(0, 1);
     bed.tick();
     assert!(bed.is_in(0) && !bed.is_lost());
+}
+
+#[test]
+fn what_comes_back_first_does_not_take_the_place_of_all() {
+    let mut bed = Bed::new(5, 5, true);
+    (0..10).for_each(|number| {
+        bed.fail(number, 1);
+        bed.down(number);
+    });
+    bed.tick();
+    let p = PoolName::from("p");
+    assert!(bed.is_lost() && !bed.verdicts.regains(&p));
+    bed.pass(secs(3));
+    bed.up(0);
+    bed.tick();
+    assert!(!bed.is_lost() && bed.verdicts.regains(&p), "a tenth is less than the floor");
+    bed.up(1);
+    assert!(!bed.decide().dirty.is_empty());
+    assert!(!bed.verdicts.regains(&p));
 }
