@@ -150,6 +150,12 @@ pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>], spread: b
     Some(Plan { endpoint: Arc::clone(endpoint), pool: Arc::clone(pool), limits })
 }
 
+/// The pool of a session, as it is now.
+pub(super) fn pool(books: &Books) -> Option<Arc<Pool>> {
+    let snapshot = books.shared.snapshot();
+    snapshot.listener(&books.listener).map(|listener| Arc::clone(&listener.pool))
+}
+
 /// Begins the first attempt of a session whose client has sent something already, or not. The books know of it from here
 /// on.
 pub(super) fn begin(books: &mut Books, plan: Plan, place: Place, eager: bool, now: Instant) -> Begun {
@@ -239,32 +245,39 @@ pub(super) async fn gone(client: &Watched<'_>, asked: bool) -> Cause {
     let glances = async {
         loop {
             sleep(GLANCE).await;
-            if !asked && has_left(client) {
-                return;
+            if let Some(cause) = left(client, asked) {
+                return cause;
             }
         }
     };
     tokio::select! {
         biased;
         _ = client.ready(Interest::ERROR) => Cause::Reset,
-        () = glances => Cause::Closed,
+        cause = glances => cause,
     }
 }
 
-/// True when the client ended its direction and had sent nothing: nobody waits for an answer to no question, so no
-/// further attempt is made for it. A client that sent something and then ended its direction is served in full.
-pub(super) fn has_left(client: &Watched<'_>) -> bool {
-    peek(client.get_ref()) == Some(0)
+/// How the client has left, if it has. One that ended its direction has if it had sent nothing (`asked`: it had): nobody
+/// waits for an answer to no question, so no further attempt is made for it. A client that sent something and then ended
+/// its direction is served in full. A look at a socket that was reset takes its error, so this must tell of it: no event
+/// will.
+pub(super) fn left(client: &Watched<'_>, asked: bool) -> Option<Cause> {
+    match peek(client.get_ref()) {
+        Ok(0) if !asked => Some(Cause::Closed),
+        Ok(_) => None,
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
+        Err(_) => Some(Cause::Reset),
+    }
 }
 
 /// True when the peer's first bytes are here.
 pub(super) fn has_sent(peer: impl AsFd) -> bool {
-    peek(peer) == Some(1)
+    matches!(peek(peer), Ok(1))
 }
 
-/// The number of bytes that a read of one would get: 0 at the end of the stream, `None` while nothing has come.
-fn peek(client: impl AsFd) -> Option<usize> {
+/// The number of bytes that a read of one would get: 0 at the end of the stream.
+fn peek(client: impl AsFd) -> io::Result<usize> {
     let mut byte = [0_u8; 1];
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    rustix::net::recv(client, &mut byte, flags).ok().map(|(_, length)| length)
+    let (_, length) = rustix::net::recv(client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(length)
 }

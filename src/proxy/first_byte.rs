@@ -106,7 +106,7 @@ pub(super) async fn settle(
     books: &mut Books,
     mut established: Established,
 ) -> Result<Established, End> {
-    let mut tried: Vec<Arc<EndpointIdentity>> = Vec::new();
+    let mut tried = books.lost_by();
     let mut head = Head::default();
     loop {
         let rules = Rules::of(&established.pool.connect);

@@ -61,6 +61,12 @@ impl Race {
         Self { made: 1, under_way: 1, hedge: late, ..Self::new(connect, started) }
     }
 
+    /// Of a session that so many attempts were made for earlier: the next one takes the place of the last.
+    #[must_use]
+    pub fn again(connect: Connect, started: Instant, made: u8) -> Self {
+        Self { made, ..Self::new(connect, started) }
+    }
+
     /// What to do. `may_hedge` is asked when an attempt is late, and no more often than that.
     pub fn step(&mut self, now: Instant, may_hedge: impl FnOnce() -> bool) -> Step {
         let may_dial = self.may_dial(now);
@@ -219,6 +225,17 @@ mod tests {
         assert_eq!(race.step(now + 60 * MS, || true), Step::Wait(None));
         race.failed();
         assert_eq!(race.step(now + 61 * MS, || true), Step::Over);
+    }
+
+    #[test]
+    fn attempts_that_were_made_earlier_count() {
+        let now = Instant::now();
+        let mut race = Race::again(connect(), now, 3);
+        assert_eq!(race.step(now, || true), Step::Dial(Why::Retry));
+        race.begun(USUAL, 0.5, now);
+        race.failed();
+        assert_eq!(race.step(now, || true), Step::Over);
+        assert_eq!(Race::again(connect(), now, 4).step(now, || true), Step::Over);
     }
 
     #[test]

@@ -46,11 +46,13 @@ pub(super) async fn connect(
     // What has moved on from an endpoint that did not answer has its time anew.
     let started = if tried.is_empty() { books.started } else { Instant::now() };
     let racers = Vec::new();
+    let crowded = Vec::new();
     let mut field =
-        Field { client, books, started, race: None, racers, tried, crowded: Vec::new(), last: NO_ENDPOINT };
+        Field { client, books, started, race: None, racers, tried, crowded, last: NO_ENDPOINT, lost: None };
     if let Some((attempt, upstream)) = begun {
         field.resume(attempt, upstream);
     }
+    field.go_on();
     let mut gone = pin!(connect::gone(client, field.books.asked));
     loop {
         field.give_up();
@@ -101,6 +103,8 @@ struct Field<'a> {
     crowded: Vec<Arc<EndpointIdentity>>,
     /// How the session ends if nothing comes of it.
     last: End,
+    /// The endpoint that had the session and reset it, until another one is tried.
+    lost: Option<Arc<Endpoint>>,
 }
 
 /// An attempt under way.
@@ -130,6 +134,17 @@ impl Field<'_> {
         }
     }
 
+    /// Goes on from an endpoint that has reset the session: with what is left of its attempts, and to the same end if
+    /// there is nobody else.
+    fn go_on(&mut self) {
+        let Some(end) = self.books.was_lost() else { return };
+        self.last = end;
+        self.lost.clone_from(&self.books.endpoint);
+        if let Some(pool) = connect::pool(self.books) {
+            self.race = Some((Race::again(pool.connect, self.started, self.books.attempts), pool));
+        }
+    }
+
     fn step(&mut self) -> Step {
         let now = Instant::now();
         match &mut self.race {
@@ -142,8 +157,10 @@ impl Field<'_> {
 
     /// Begins an attempt, if there is an endpoint left for it.
     async fn dial(&mut self, why: Why) -> Result<(), End> {
-        if why != Why::First && !self.books.asked && connect::has_left(self.client) {
-            return Err(client_gone(Cause::Closed));
+        match connect::left(self.client, self.books.asked) {
+            None => {}
+            Some(Cause::Closed) if why == Why::First => {}
+            Some(cause) => return Err(client_gone(cause)),
         }
         let (plan, place) = if self.racers.is_empty() {
             // A fresh snapshot for every attempt: it may know more than the last one did.
@@ -166,6 +183,11 @@ impl Field<'_> {
         };
         self.tried.push(Arc::clone(&plan.endpoint.identity));
         let claim = Claim::new(Arc::clone(&plan.endpoint));
+        if let Some(lost) = self.lost.take() {
+            lost.cell.was_empty();
+            connect::report(&self.books.shared, &lost, self.last);
+            self.books.connected = None;
+        }
         self.books.count_attempt();
         match why {
             Why::First => plan.pool.cell.begin(self.started),

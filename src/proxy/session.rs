@@ -16,14 +16,15 @@ use super::{
     seats::Seat,
 };
 use crate::{
-    ids::{Generation, PoolName},
+    ids::{EndpointIdentity, Generation, PoolName},
     net,
     state::{Endpoint, ListenerCell, SessionLimits, Shared},
     sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
 };
 
-/// An endpoint that ends a session before its first byte has not answered, if the client has asked; or if this soon.
+/// An endpoint that ends a session before its first byte has not answered, if the client has asked; or if this soon. One
+/// that resets it this soon, and was sent nothing, is left for another one.
 pub(super) const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Serves one accepted client to its end.
@@ -49,27 +50,35 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
         return books.close(End { side: Side::Proxy, stage: Stage::Accept, cause: Cause::Exhausted });
     };
     // Boxed, so that an idle session does not carry the room that dialling needs.
-    let Established { upstream, limits, pool } = match Box::pin(reach(&watched, &mut books, begun)).await {
-        Ok(established) => established,
-        Err(end) => return books.close(end),
-    };
-    if let Some(engine) = engine {
-        drop(watched);
-        return engine.adopt(client, upstream, books, limits);
-    }
-    if pool.connect.watches() {
-        // What was peeked at raises no edge of its own; a fresh registration does.
-        drop(watched);
-        watched = match sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) {
-            Ok(watched) => watched,
-            Err(_) => return books.close(connect::EXHAUSTED),
+    let mut reached = Box::pin(reach(&watched, &mut books, begun)).await;
+    let (upstream, end) = loop {
+        let Established { upstream, limits, pool } = match reached {
+            Ok(established) => established,
+            Err(end) => return books.close(end),
         };
-    }
-    drop(pool);
-    net::set_nodelay(&upstream);
-    let end = match sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) {
-        Ok(other) => relay::relay(&watched, &other, limits, &mut books).await,
-        Err(_) => connect::EXHAUSTED,
+        if let Some(engine) = engine {
+            drop(watched);
+            return engine.adopt(client, upstream, books, limits);
+        }
+        if pool.connect.watches() {
+            // What was peeked at raises no edge of its own; a fresh registration does.
+            drop(watched);
+            watched = match sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) {
+                Ok(watched) => watched,
+                Err(_) => return books.close(connect::EXHAUSTED),
+            };
+        }
+        drop(pool);
+        net::set_nodelay(&upstream);
+        let (end, lost) = match sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) {
+            Ok(other) => relay::relay(&watched, &other, limits, &mut books).await,
+            Err(_) => (connect::EXHAUSTED, false),
+        };
+        if !lost {
+            break (upstream, end);
+        }
+        drop(upstream);
+        reached = Box::pin(reach(&watched, &mut books, None)).await;
     };
     drop(watched);
     if end.is_clean() {
@@ -81,8 +90,9 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
 
 /// Finds an endpoint that takes the session, and that answers where the pool asks for that.
 async fn reach(client: &Watched<'_>, books: &mut Books, begun: Option<Begun>) -> Result<Established, End> {
-    let established = racing::connect(client, books, begun, Vec::new()).await?;
-    if established.pool.connect.watches() {
+    let established = racing::connect(client, books, begun, books.lost_by()).await?;
+    // What is not in the client's socket any more cannot be kept for another endpoint.
+    if established.pool.connect.watches() && books.owed.is_empty() {
         return first_byte::settle(client, books, established).await;
     }
     Ok(established)
@@ -93,6 +103,14 @@ async fn reach(client: &Watched<'_>, books: &mut Books, begun: Option<Begun>) ->
 pub(super) struct Moved {
     pub(super) to_upstream: u64,
     pub(super) to_client: u64,
+}
+
+/// Endpoints that have reset a session before a byte was exchanged.
+#[derive(Debug)]
+struct Lost {
+    by: Vec<Arc<EndpointIdentity>>,
+    /// How the session ends if nobody else takes it; nothing when somebody looks for another one already.
+    end: Option<End>,
 }
 
 /// The session's record: opened at the accept, closed exactly once, from `drop` if the task was cancelled or panicked.
@@ -116,6 +134,8 @@ pub(super) struct Books {
     client_ended: bool,
     /// The client has sent something, which is not in its socket any more.
     pub(super) asked: bool,
+    /// Set when an endpoint has reset it before a byte was exchanged.
+    lost: Option<Box<Lost>>,
     /// Where it is known while a task carries it.
     pub(super) seat: Option<Box<Seat>>,
     end: Option<End>,
@@ -141,6 +161,7 @@ impl Books {
             owed: Box::default(),
             client_ended: false,
             asked: false,
+            lost: None,
             seat: None,
             end: None,
             session,
@@ -211,6 +232,39 @@ impl Books {
             owed if owed.is_empty() => Relay::new(now, limits),
             owed => Relay::owing(owed, now, limits),
         }
+    }
+
+    /// Takes note of the end of a relay. True when it is none of the session: the endpoint has reset the connection at
+    /// once, or when the client had sent something, before a byte was exchanged, so that another one may have the session.
+    /// An orderly end is its answer.
+    pub(super) fn lose(&mut self, relay: &mut Relay, end: End, now: Instant) -> bool {
+        let reset = end.is_by_endpoint() && end.cause == Cause::Reset;
+        if !reset || self.passed_on > 0 || self.client_ended {
+            return false;
+        }
+        let Some((undelivered, endpoint)) = relay.undelivered().zip(self.endpoint.as_ref()) else {
+            return false;
+        };
+        // Later, a reset is the endpoint's word on a session that nobody uses.
+        if undelivered.is_empty() && now >= self.connected.unwrap_or(self.started) + AT_ONCE {
+            return false;
+        }
+        let mut by = self.lost_by();
+        by.push(Arc::clone(&endpoint.identity));
+        self.lost = Some(Box::new(Lost { by, end: Some(end) }));
+        self.asked |= !undelivered.is_empty();
+        self.owed = undelivered;
+        true
+    }
+
+    /// Endpoints that have reset it, and are not to be tried again.
+    pub(super) fn lost_by(&self) -> Vec<Arc<EndpointIdentity>> {
+        self.lost.as_ref().map(|lost| lost.by.clone()).unwrap_or_default()
+    }
+
+    /// How it would have ended, once for each endpoint that has reset it.
+    pub(super) fn was_lost(&mut self) -> Option<End> {
+        self.lost.as_mut()?.end.take()
     }
 
     /// Counts what the relay has delivered until now.

@@ -204,6 +204,11 @@ impl Engine {
                     self.begin(client, books);
                 }
             }
+            Outcome::Lost => {
+                if let Some((client, _, books)) = self.take_apart(token) {
+                    self.hand_over(client, books, None);
+                }
+            }
             Outcome::Handover(attempt, connecting) => {
                 if let Some((client, upstream, books)) = self.take_apart(token) {
                     self.hand_over(client, books, Some((attempt, connecting.map(|()| upstream))));

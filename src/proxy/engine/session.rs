@@ -58,6 +58,8 @@ pub(super) enum Outcome {
     Ended(End),
     /// Its spare has ended before anything was sent over it: a connection is to be dialled, as if there had been none.
     Redial,
+    /// Its endpoint has reset it before a byte was exchanged: tokio looks for another one.
+    Lost,
     /// The attempt has failed, or is late: tokio goes on with it.
     Handover(Attempt, Result<(), End>),
 }
@@ -161,6 +163,7 @@ impl Session {
         match turn {
             Turn::Waiting => Outcome::Waiting(relay.deadline()),
             Turn::Again => Outcome::Again,
+            Turn::Ended(end) if self.books.lose(relay, end, now) => Outcome::Lost,
             Turn::Ended(end) => Outcome::Ended(end),
         }
     }

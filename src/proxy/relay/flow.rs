@@ -145,6 +145,18 @@ impl Flow {
         Self { waiting: Some(Box::new(Waiting::Tail { bytes, start: 0 })), ..Self::default() }
     }
 
+    /// What was read of a source that goes on, if not a byte of it was delivered.
+    pub(super) fn undelivered(&mut self) -> Option<Box<[u8]>> {
+        if self.moved > 0 || self.end != Progress::Reading {
+            return None;
+        }
+        match self.waiting.take().map(|waiting| *waiting) {
+            None => Some(Box::default()),
+            Some(Waiting::Tail { bytes, .. }) => Some(bytes),
+            Some(Waiting::Pipe(_)) => None,
+        }
+    }
+
     /// True while bytes wait for the sink: the source is not read then.
     pub(super) const fn is_stalled(&self) -> bool {
         self.waiting.is_some()
@@ -197,11 +209,16 @@ impl Flow {
                 self.end = Progress::Flushing;
                 return Ok(0);
             }
-            let written = try_send(sink, bytes).map_err(Broken::Sink)?;
+            let sent = try_send(sink, bytes);
+            let written = sent.as_ref().copied().unwrap_or_default();
             self.moved += written as u64;
-            if let Some(tail @ [_, ..]) = bytes.get(written..) {
+            // The first bytes are kept even if the sink is dead: another one may take them.
+            if (sent.is_ok() || self.moved == 0)
+                && let Some(tail @ [_, ..]) = bytes.get(written..)
+            {
                 self.waiting = Some(Box::new(Waiting::Tail { bytes: tail.into(), start: 0 }));
             }
+            sent.map_err(Broken::Sink)?;
             if read == BUFFER && self.mode == Mode::Copy {
                 self.mode = Mode::Splice(0);
             }

@@ -145,6 +145,15 @@ impl Relay {
         Self { to_upstream: Flow::owing(bytes), ..Self::new(now, limits) }
     }
 
+    /// After an end: what the client has sent, if the endpoint was sent nothing and has sent nothing, so that another one
+    /// may have the session.
+    pub(super) fn undelivered(&mut self) -> Option<Box<[u8]>> {
+        if self.to_client.moved > 0 || self.to_client.is_stalled() {
+            return None;
+        }
+        self.to_upstream.undelivered()
+    }
+
     /// Moves what can be moved now.
     pub(super) fn turn<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) -> Turn {
         let before = self.moved();

@@ -25,23 +25,25 @@ use crate::{
 /// A connection that is registered with the runtime.
 pub(in crate::proxy) type Watched<'a> = AsyncFd<BorrowedFd<'a>>;
 
-/// Relays until the session ends, and says how. When the end is not a clean one, the caller resets both connections.
+/// Relays until the session ends, and says how, and whether it is lost: another endpoint may have it. When the end is not
+/// a clean one, the caller resets both connections.
 pub(in crate::proxy) async fn relay(
     client: &Watched<'_>,
     upstream: &Watched<'_>,
     limits: Arc<SessionLimits>,
     books: &mut Books,
-) -> End {
+) -> (End, bool) {
     books.show();
     let relay = books.relay(Instant::now(), limits);
     let mut driver = Driver { client, upstream, relay, resets: None };
     let mut timer = pin!(sleep_until(driver.relay.deadline()));
-    poll_fn(|context| {
+    let end = poll_fn(|context| {
         let polled = driver.poll(context, timer.as_mut());
         books.account(driver.relay.moved());
         polled
     })
-    .await
+    .await;
+    (end, books.lose(&mut driver.relay, end, Instant::now()))
 }
 
 struct Driver<'a> {

@@ -23,7 +23,7 @@ pub(super) fn bed(limits: SessionLimits) -> Bed {
         let (mut books, ..) = books();
         let (client, upstream) = (inner(proxy_client), inner(proxy_upstream));
         let both = Interest::READABLE | Interest::WRITABLE;
-        let end = {
+        let (end, _) = {
             let client = sys::readiness(client.as_fd(), both).unwrap();
             let upstream = sys::readiness(upstream.as_fd(), both).unwrap();
             relay(&client, &upstream, Arc::new(limits), &mut books).await
