@@ -46,9 +46,9 @@ pub(super) async fn connect(
     // What has moved on from an endpoint that did not answer has its time anew.
     let started = if tried.is_empty() { books.started } else { Instant::now() };
     let racers = Vec::new();
-    let crowded = Vec::new();
+    let (race, crowded, last) = (None, Vec::new(), NO_ENDPOINT);
     let mut field =
-        Field { client, books, started, race: None, racers, tried, crowded, last: NO_ENDPOINT, lost: None };
+        Field { client, books, started, race, racers, tried, crowded, last, lost: None, certain: false };
     if let Some((attempt, upstream)) = begun {
         field.resume(attempt, upstream);
     }
@@ -105,6 +105,8 @@ struct Field<'a> {
     last: End,
     /// The endpoint that had the session and reset it, until another one is tried.
     lost: Option<Arc<Endpoint>>,
+    /// The next attempt beside another needs no budget.
+    certain: bool,
 }
 
 /// An attempt under way.
@@ -147,11 +149,14 @@ impl Field<'_> {
 
     fn step(&mut self) -> Step {
         let now = Instant::now();
+        let (racers, tried) = (&self.racers, &self.tried);
         match &mut self.race {
             None => Step::Dial(Why::First),
-            Some((race, pool)) => {
-                race.step(now, || pool.connect.hedge.is_some_and(|hedge| pool.cell.allows(hedge.budget, now)))
-            }
+            Some((race, pool)) => race.step(now, || {
+                let Some(hedge) = pool.connect.hedge else { return false };
+                self.certain = is_certain(pool, racers, tried, now);
+                self.certain || pool.cell.allows(hedge.budget, now)
+            }),
         }
     }
 
@@ -192,6 +197,7 @@ impl Field<'_> {
         match why {
             Why::First => plan.pool.cell.begin(self.started),
             Why::Retry => plan.pool.cell.retried(),
+            Why::Hedge if self.certain => plan.pool.cell.hedged_for_certain(),
             Why::Hedge => plan.pool.cell.hedged(Instant::now()),
         }
         let started = self.started;
@@ -357,14 +363,26 @@ impl Field<'_> {
     }
 }
 
-/// Where some endpoint is up, an attempt in the place of a failed one is what the session needs, and so is one in a cloud
-/// that it has not tried. Where all are down, further ones only add to what they have to refuse: the budget bounds them.
+/// Where some endpoint is up, or this one has just answered, an attempt in the place of a failed one is what the session
+/// needs, and so is one in a cloud that it has not tried. Where all are down, further ones only add to what they have to
+/// refuse: the budget bounds them.
 fn may_retry(plan: &Plan, tried: &[Arc<EndpointIdentity>]) -> bool {
-    let Plan { endpoint, pool, .. } = plan;
+    let (Plan { endpoint, pool, .. }, now) = (plan, Instant::now());
     let budget = pool.connect.hedge.map_or(Hedge::BUDGET, |hedge| hedge.budget);
     pool.all_down.is_none()
         || tried.iter().all(|tried| tried.cloud != endpoint.identity.cloud)
-        || pool.cell.may_hedge(budget, Instant::now())
+        || endpoint.cell.answers()
+        || pool.cell.may_look(now)
+        || pool.cell.may_hedge(budget, now)
+}
+
+/// An attempt beside one that is late is a guess, and the budget bounds those. Where attempts at the same endpoint have
+/// been in vain again and again, it is none if another endpoint answers; if none is known to, one session looks now and
+/// then.
+fn is_certain(pool: &Pool, racers: &[Racer], tried: &[Arc<EndpointIdentity>], now: Instant) -> bool {
+    let mut left = pool.endpoints().filter(|endpoint| !tried.contains(&endpoint.identity));
+    racers.iter().all(|racer| racer.attempt.plan.endpoint.cell.seems_dead())
+        && (left.any(|endpoint| endpoint.cell.answers()) || pool.cell.may_look(now))
 }
 
 /// Waits for the first of them to end, and takes it out.

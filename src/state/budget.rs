@@ -19,6 +19,9 @@ const WINDOW: u64 = 10;
 /// Slots of a window: more than it has seconds, so that a second that has passed is not written to again soon.
 const SLOTS: usize = 16;
 
+/// Between two attempts that are made to find out whether anybody answers.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Extra attempts in a window that are allowed however few sessions there are.
 pub const ALWAYS: u64 = 10;
 
@@ -35,6 +38,8 @@ pub struct PoolCell {
     waited: AtomicU64,
     overflowed: AtomicU64,
     replayed: AtomicU64,
+    /// When the next look may be taken, in milliseconds.
+    next_look: AtomicU64,
 }
 
 impl PoolCell {
@@ -69,6 +74,20 @@ impl PoolCell {
     /// An extra attempt begins.
     pub fn hedged(&self, now: Instant) {
         self.extra.add(second(now));
+        self.hedges.fetch_add(1, Relaxed);
+    }
+
+    /// True for one session every tenth of a second: who has nobody to go to may find out whether somebody answers again,
+    /// whatever the budget.
+    pub fn may_look(&self, now: Instant) -> bool {
+        let now = milliseconds(now);
+        let due = self.next_look.load(Relaxed);
+        let next = now + u64::try_from(LOOK.as_millis()).unwrap_or(u64::MAX);
+        now >= due && self.next_look.compare_exchange(due, next, Relaxed, Relaxed).is_ok()
+    }
+
+    /// An attempt beside another is made that needs no budget.
+    pub fn hedged_for_certain(&self) {
         self.hedges.fetch_add(1, Relaxed);
     }
 
@@ -181,9 +200,18 @@ impl Window {
 
 /// Seconds since the first question. They begin far from zero, which an empty slot stands for.
 fn second(now: Instant) -> u64 {
+    since_start(now).as_secs() + 2 * WINDOW
+}
+
+/// Milliseconds since the first question.
+fn milliseconds(now: Instant) -> u64 {
+    u64::try_from(since_start(now).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn since_start(now: Instant) -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     let start = *START.get_or_init(|| now - Duration::from_secs(0));
-    now.saturating_duration_since(start).as_secs() + 2 * WINDOW
+    now.saturating_duration_since(start)
 }
 
 #[cfg(test)]
@@ -204,6 +232,13 @@ mod tests {
         assert!(!cell.may_hedge(20, now));
         let counts = cell.counts();
         assert_eq!((counts.hedges, counts.denied), (ALWAYS + 1, 2));
+    }
+
+    #[test]
+    fn a_look_is_taken_ten_times_a_second_at_the_most() {
+        let (cell, now) = (PoolCell::default(), Instant::now());
+        let looks = (0..1000).filter(|n| cell.may_look(now + *n * Duration::from_millis(1)));
+        assert_eq!(looks.count(), 10);
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::{
     telemetry::{Cause, End},
 };
 
+/// Attempts in vain after which an endpoint seems dead. The judge needs as many to eject one.
+const IN_VAIN: u64 = 5;
+
 /// What is measured at an endpoint.
 #[derive(Debug, Default)]
 pub struct EndpointCell {
@@ -34,6 +37,8 @@ pub struct EndpointCell {
     permits: AtomicU64,
     /// Who holds it is the next to get a place; it is had first come first served.
     turn: Mutex<()>,
+    /// Attempts in a row that came to nothing; the next one that connects ends the row.
+    in_vain: AtomicU64,
     room: Notify,
     lanes: Lanes<EndpointLane>,
     /// Its spares: connections that wait for a session.
@@ -153,6 +158,9 @@ impl EndpointCell {
 
     /// A connection was established after `took`, for a session or as a spare.
     pub fn dialled(&self, took: Duration) {
+        if self.in_vain.load(Relaxed) > 0 {
+            self.in_vain.store(0, Relaxed);
+        }
         self.lanes.with(|lane| lane.connect.observe(took));
         let sample = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let old = self.connect_ewma_nanos.load(Relaxed);
@@ -161,8 +169,22 @@ impl EndpointCell {
         self.connect_ewma_nanos.store(new, Relaxed);
     }
 
+    /// True when the last attempt here has connected.
+    pub fn answers(&self) -> bool {
+        self.in_vain.load(Relaxed) == 0 && self.connect_ewma_nanos.load(Relaxed) > 0
+    }
+
+    /// True when so many attempts in a row were in vain that the next one is expected to be.
+    pub fn seems_dead(&self) -> bool {
+        self.in_vain.load(Relaxed) >= IN_VAIN
+    }
+
     /// An attempt failed.
     pub fn connect_failed(&self, cause: Cause) {
+        // What this machine lacks says nothing about the endpoint.
+        if !matches!(cause, Cause::Overloaded | Cause::Exhausted | Cause::Local) {
+            self.in_vain.fetch_add(1, Relaxed);
+        }
         self.lanes.with(|lane| {
             if let Some(count) = lane.connect_failures.get(cause as usize) {
                 count.fetch_add(1, Relaxed);
@@ -184,6 +206,7 @@ impl EndpointCell {
 
     /// An attempt was still under way when one that began later, at another endpoint, connected.
     pub fn overtaken(&self) {
+        self.in_vain.fetch_add(1, Relaxed);
         self.lanes.with(|lane| {
             lane.overtaken.fetch_add(1, Relaxed);
         });

@@ -96,6 +96,14 @@ pub enum AllDown {
     Refuse,
 }
 
+impl Pool {
+    /// Its endpoints: those in use, then those that are out.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let in_use = self.tiers.iter().flat_map(|tier| &tier.groups);
+        in_use.chain(&self.reserve).flat_map(|group| &group.endpoints)
+    }
+}
+
 impl AllDown {
     /// The word in the config, in events and in `status`.
     #[must_use]

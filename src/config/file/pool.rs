@@ -80,6 +80,7 @@ pub(in crate::config) struct Pool {
 
     /// Attempts of that kind in percent of the sessions of the last ten seconds, so that a slow day does not double the
     /// load. The first ten in any ten seconds are always allowed.
+    /// No budget is needed to leave an endpoint where five attempts in a row were in vain for one that answers.
     #[schemars(range(min = 0, max = 100), extend("default" = defaults::HEDGE_BUDGET))]
     pub(in crate::config) hedge_budget: Key<u8>,
 

@@ -18,6 +18,9 @@ use crate::{
 /// all the same.
 const ATTEMPTS_PER_CLOUD: usize = 2;
 
+/// The share of sessions that leave an endpoint which seems dead alone, where all are down.
+const ASKED_ELSEWHERE: (u32, u32) = (9, 10);
+
 /// What is known of a client before it is routed.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
@@ -39,7 +42,12 @@ pub fn choose<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Opti
             return Some(trial);
         }
         let group = first_group(pool, pool.tiers.first()?, facts)?;
-        return group.endpoints.get(first_endpoint(pool.balance, group, facts, rng));
+        let first = group.endpoints.get(first_endpoint(pool.balance, group, facts, rng));
+        // Where all are down, the last attempts tell more than any opinion. Some sessions go on asking the others.
+        let in_vain = pool.all_down.is_some() && first.is_some_and(|first| first.cell.seems_dead());
+        let better = (in_vain && rng.random_ratio(ASKED_ELSEWHERE.0, ASKED_ELSEWHERE.1))
+            .then(|| next(pool, facts, rng, |_| true).filter(|other| other.cell.answers()));
+        return better.flatten().or(first);
     }
     let enough = if facts.spread { 1 } else { attempts_per_cloud(pool) };
     let fresh = |cloud: &CloudName| facts.tried.iter().filter(|tried| tried.cloud == *cloud).count() < enough;
@@ -121,6 +129,7 @@ fn better(balance: Balance, endpoints: &[Arc<Endpoint>], first: usize, second: u
 }
 
 /// The choice after a failure: what is left, tier by tier, and at last those that are out: an opinion may be wrong, or old.
+/// Within a tier, those that seem dead come last.
 fn next<'p>(
     pool: &'p Pool,
     facts: &Facts<'_>,
@@ -128,20 +137,31 @@ fn next<'p>(
     fresh: impl Fn(&CloudName) -> bool,
 ) -> Option<&'p Arc<Endpoint>> {
     let left = |endpoint: &Arc<Endpoint>| facts.tried.iter().all(|tried| tried.address != endpoint.address());
+    let alive = |endpoint: &Arc<Endpoint>| left(endpoint) && !endpoint.cell.seems_dead();
     let tiers = pool.tiers.iter().map(|tier| &tier.groups);
     tiers.chain([&pool.reserve]).find_map(|groups| {
-        let groups: Vec<&Group> =
-            groups.iter().filter(|group| fresh(&group.cloud) && group.endpoints.iter().any(left)).collect();
-        let weight = |group: &Group| {
-            group
-                .endpoints
-                .iter()
-                .filter(|endpoint| left(endpoint))
-                .fold(0_u32, |sum, one| sum.saturating_add(one.weight))
-        };
-        let group = *groups.get(Shares::new(groups.iter().map(|group| weight(group))).at(rng.random()))?;
-        next_endpoint(pool.balance, group, facts, rng, left)
+        next_of(pool.balance, groups, facts, rng, |cloud, endpoint| fresh(cloud) && alive(endpoint)).or_else(
+            || next_of(pool.balance, groups, facts, rng, |cloud, endpoint| fresh(cloud) && left(endpoint)),
+        )
     })
+}
+
+fn next_of<'p>(
+    balance: Balance,
+    groups: &'p [Group],
+    facts: &Facts<'_>,
+    rng: &mut impl Rng,
+    may: impl Fn(&CloudName, &Arc<Endpoint>) -> bool,
+) -> Option<&'p Arc<Endpoint>> {
+    let may_in = |group: &Group, endpoint: &Arc<Endpoint>| may(&group.cloud, endpoint);
+    let groups: Vec<&Group> =
+        groups.iter().filter(|group| group.endpoints.iter().any(|one| may_in(group, one))).collect();
+    let weight = |group: &Group| {
+        let members = group.endpoints.iter().filter(|endpoint| may_in(group, endpoint));
+        members.fold(0_u32, |sum, one| sum.saturating_add(one.weight))
+    };
+    let group = *groups.get(Shares::new(groups.iter().map(|group| weight(group))).at(rng.random()))?;
+    next_endpoint(balance, group, facts, rng, |endpoint| may_in(group, endpoint))
 }
 
 fn next_endpoint<'p>(

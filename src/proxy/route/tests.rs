@@ -250,3 +250,41 @@ fn with_nothing_to_do_the_weights_decide() {
         .count();
     assert!((2800..3200).contains(&count), "{count} of 4000");
 }
+
+#[test]
+fn where_all_are_down_the_last_attempts_decide() {
+    let mut pool = pool(Balance::LeastSessions, &[&[("aws", 1, 2), ("gcp", 1, 2)]]);
+    let mut rng = rng();
+    let facts = Facts { client: client(1), tried: &[], spread: false };
+    let groups = &pool.tiers[0].groups;
+    let (aws, gcp) = (groups[0].endpoints.clone(), groups[1].endpoints.clone());
+    for endpoint in &aws {
+        (0..5).for_each(|_| endpoint.cell.connect_failed(crate::telemetry::Cause::Refused));
+    }
+    gcp.iter().for_each(|endpoint| endpoint.cell.connected(Duration::from_millis(1)));
+    let mut in_aws = |pool: &Pool| {
+        (0..1000)
+            .filter(|_| choose(pool, &facts, &mut rng).unwrap().identity.cloud == aws[0].identity.cloud)
+            .count()
+    };
+    assert_eq!(in_aws(&pool), 500, "the judge decides");
+    pool.all_down = Some(crate::state::AllDown::TryAnyway);
+    assert!((20..80).contains(&in_aws(&pool)), "some find out whether it is well again");
+    aws.iter().for_each(|endpoint| endpoint.cell.connected(Duration::from_millis(1)));
+    assert_eq!(in_aws(&pool), 500);
+}
+
+#[test]
+fn what_seems_dead_comes_last_within_its_tier() {
+    let pool = pool(Balance::Random, &[&[("aws", 1, 3)], &[("gcp", 1, 1)]]);
+    let members = &pool.tiers[0].groups[0].endpoints;
+    (0..5).for_each(|_| members[1].cell.overtaken());
+    let tried = [Arc::clone(&members[0].identity)];
+    let facts = Facts { client: client(1), tried: &tried, spread: false };
+    for _ in 0..50 {
+        assert_eq!(choose(&pool, &facts, &mut rng()).unwrap().address(), members[2].address());
+    }
+    let tried = [Arc::clone(&members[0].identity), Arc::clone(&members[2].identity)];
+    let facts = Facts { tried: &tried, ..facts };
+    assert_eq!(choose(&pool, &facts, &mut rng()).unwrap().identity.cloud, CloudName::from("gcp"));
+}

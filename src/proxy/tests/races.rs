@@ -63,30 +63,50 @@ async fn a_pool_that_must_not_be_raced_waits_for_its_first_attempt() {
     }
 }
 
+/// So many clients at once: whether each was served.
+async fn crowd(plane: &Plane, clients: usize) -> Vec<bool> {
+    let greeting = |address| async move {
+        let mut client = soon(TcpStream::connect(address)).await.unwrap();
+        greet(&mut client).await.is_ok()
+    };
+    let clients: Vec<_> = (0..clients).map(|_| tokio::spawn(greeting(plane.address))).collect();
+    let mut served = Vec::new();
+    for client in clients {
+        served.push(client.await.unwrap());
+    }
+    served
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_more_attempts_are_made_than_the_budget_allows() {
+async fn where_nobody_answers_no_more_attempts_are_made_than_the_budget_allows() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let (one, other) = (times::Full::hold().await, times::Full::hold().await);
+        let plane = Plane::start(carrier, 2, &[]).await;
+        let connect = Connect { attempts: 2, timeout: Duration::from_millis(900), ..RACE };
+        plane.publish(&[one.address, other.address], connect, LIMITS);
+        assert!(crowd(&plane, 100).await.iter().all(|served| !served));
+        let counts = pool(&plane).cell.counts();
+        assert!((10..=40).contains(&counts.hedges), "{counts:?}");
+        assert!(counts.denied > 0, "{counts:?}");
+        assert_eq!(counts.hedges + counts.retries, 100, "{counts:?}");
+        plane.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_seems_dead_is_left_for_one_that_answers_whatever_the_budget() {
     for carrier in [Carrier::Engine, Carrier::Tokio] {
         let full = times::Full::hold().await;
         let plane = Plane::start(carrier, 2, &[]).await;
-        let connect = Connect { timeout: Duration::from_millis(900), ..RACE };
+        let connect = Connect { hedge: Some(Hedge { budget: 0 }), ..RACE };
         plane.publish(&[full.address, echo().await], connect, LIMITS);
-        let clients: Vec<_> = (0..100)
-            .map(|_| {
-                let address = plane.address;
-                tokio::spawn(async move {
-                    let mut client = soon(TcpStream::connect(address)).await.unwrap();
-                    greet(&mut client).await
-                })
-            })
-            .collect();
-        for client in clients {
-            client.await.unwrap().unwrap();
-        }
+        // The first ten are free.
+        assert!(crowd(&plane, 5).await.iter().all(|served| *served));
+        let start = Instant::now();
+        assert!(crowd(&plane, 100).await.iter().all(|served| *served));
+        assert!(start.elapsed() < Duration::from_secs(2), "{carrier:?}: {:?}", start.elapsed());
         let counts = pool(&plane).cell.counts();
-        // Two workers may take the last one of the budget at once.
-        assert!((10..=31).contains(&counts.hedges), "{counts:?}");
-        assert!(counts.denied > 0, "{counts:?}");
-        assert_eq!(counts.hedges + counts.retries, 100, "{counts:?}");
+        assert_eq!((counts.hedges, counts.retries, counts.denied), (105, 0, 0));
         plane.quiet().await;
     }
 }
