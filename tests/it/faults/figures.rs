@@ -25,13 +25,16 @@ pub(super) struct Run {
     pub(super) broken: Vec<Broken>,
     pub(super) exchanges: u64,
     pub(super) hedges: String,
+    /// What the machine took: clients that began late, and sessions without a proxy; when each was due, and when it was
+    /// there.
+    pub(super) witnessed: Vec<(Instant, Instant)>,
 }
 
 /// The longest of something, and when it was.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Longest {
     pub(super) time: Duration,
-    /// The lateness of the clients meanwhile: what the machine, not the proxy, has to answer for.
+    /// The lateness of clients and of sessions without a proxy meanwhile: what the machine, not the proxy, has to answer for.
     pub(super) machine: Duration,
     pub(super) fault: String,
 }
@@ -49,6 +52,8 @@ pub(super) struct Figures {
     pub(super) handed: usize,
     /// Its endpoint was well all the time, or the log does not know the session.
     pub(super) unexplained: usize,
+    /// While the machine stood still.
+    stalled: usize,
     /// From the moment a session was meant to begin to its first byte.
     latencies: Vec<Duration>,
     /// The slowest connect while packets were lost.
@@ -56,11 +61,11 @@ pub(super) struct Figures {
     /// From the fault of a whole cloud to the last session that tried it, without those that were stopped.
     pub(super) left: Longest,
     /// Sessions that tried it later than [`CLOUD_LEFT`].
-    late: usize,
+    pub(super) late: usize,
     /// From the stop of processes to the last session that tried one.
     pub(super) left_stopped: Longest,
     /// Sessions that tried one later than [`PROCESS_LEFT`].
-    late_stopped: usize,
+    pub(super) late_stopped: usize,
     pub(super) extra_attempts: u64,
     /// Long sessions that broke though no fault had struck their endpoint, and the others.
     pub(super) broken_well: usize,
@@ -79,6 +84,9 @@ const CLOUD_LEFT: Duration = Duration::from_secs(1);
 /// The same of a stopped process.
 const PROCESS_LEFT: Duration = Duration::from_secs(2);
 
+/// A machine that takes this long for a session without a proxy stands still.
+const STANDSTILL: Duration = Duration::from_secs(1);
+
 /// Kinds of failures that are told in full.
 const TOLD: usize = 20;
 
@@ -90,7 +98,7 @@ impl Figures {
             sessions: run.sessions.len(),
             latencies: run.sessions.iter().filter(|s| s.outcome.is_ok()).map(Session::took).collect(),
             exchanges: run.exchanges,
-            machine: run.sessions.iter().map(|session| session.late).max().unwrap_or_default(),
+            machine: run.machine(None),
             extra_attempts: run.lines.values().map(|line| u64::from(line.attempts.saturating_sub(1))).sum(),
             hedges: run.hedges.clone(),
             ..Self::default()
@@ -121,6 +129,9 @@ impl Figures {
         let place = line.and_then(|line| line.connect.and(line.endpoint));
         let fault = place.and_then(|endpoint| strikes(&run.faults, endpoint, session.begun, session.ended));
         let (count, kind) = match (line, place, fault) {
+            _ if run.machine(Some((session.begun, session.ended))) >= STANDSTILL => {
+                (&mut self.stalled, "standstill")
+            }
             (Some(line), None, _) if line.connect.is_none() => (&mut self.before, "before"),
             (Some(line), Some(_), Some(_)) if line.to_upstream == 0 => (&mut self.unsent, "unsent"),
             (Some(_), Some(_), Some(_)) => (&mut self.handed, "handed"),
@@ -142,7 +153,7 @@ impl Figures {
             run.sessions.iter().filter(alive)
         };
         let begun = || during().filter(|session| session.begun >= fault.begun);
-        let machine = during().map(|session| session.late).max().unwrap_or_default();
+        let machine = run.machine(Some((fault.begun, fault.healing)));
         let longest = |time| Longest { time, machine, fault: fault.title(run.seed) };
         if fault.step.kind.is_silent() {
             let connects = during().filter_map(|session| run.lines.get(&session.number)?.connect);
@@ -177,6 +188,7 @@ impl Figures {
         self.unsent += other.unsent;
         self.handed += other.handed;
         self.unexplained += other.unexplained;
+        self.stalled += other.stalled;
         self.latencies.extend(other.latencies);
         self.slowest_connect.take(other.slowest_connect);
         self.left.take(other.left);
@@ -208,6 +220,7 @@ impl Figures {
             ("failed with nothing sent to its endpoint", self.unsent.to_string()),
             ("failed with its request at an endpoint that failed", self.handed.to_string()),
             ("failed otherwise", self.unexplained.to_string()),
+            ("failed while the machine stood still", self.stalled.to_string()),
             ("first byte, p50 (the endpoint takes 10 ms)", quantile(500)),
             ("first byte, p99", quantile(990)),
             ("first byte, p99.9", quantile(999)),
@@ -221,7 +234,7 @@ impl Figures {
             ("long sessions broken at a well endpoint", self.broken_well.to_string()),
             ("long sessions broken by a fault", self.broken_hit.to_string()),
             ("answered messages of long sessions", self.exchanges.to_string()),
-            ("latest client (the machine, not the proxy)", milliseconds(self.machine)),
+            ("slowest of the machine, without a proxy", milliseconds(self.machine)),
         ]
     }
 }
@@ -258,6 +271,17 @@ fn milliseconds(time: Duration) -> String {
 /// The fault that struck this endpoint at some moment of this time.
 fn strikes(faults: &[Fault], endpoint: usize, from: Instant, to: Instant) -> Option<&Fault> {
     faults.iter().find(|fault| fault.step.hits(endpoint) && fault.begun <= to && from <= fault.healed)
+}
+
+impl Run {
+    /// The most that the machine was late, at all or in this time.
+    fn machine(&self, during: Option<(Instant, Instant)>) -> Duration {
+        let meant = self
+            .witnessed
+            .iter()
+            .filter(|(due, over)| during.is_none_or(|(from, to)| *due <= to && from <= *over));
+        meant.map(|(due, over)| *over - *due).max().unwrap_or_default()
+    }
 }
 
 impl Fault {
@@ -319,6 +343,7 @@ fn a_failure_is_told_by_what_the_proxy_knows_of_it() {
             session(3, 150),
             session(4, 300),
             session(5, 150),
+            session(6, 1450),
         ],
         lines: HashMap::from([
             (0, line(sick, None, 0)),
@@ -332,8 +357,10 @@ fn a_failure_is_told_by_what_the_proxy_knows_of_it() {
             .to_vec(),
         exchanges: 0,
         hedges: String::new(),
+        witnessed: vec![(at(300), at(301)), (at(400), at(1500))],
     };
     let figures = Figures::of(&run);
     assert_eq!((figures.before, figures.handed, figures.unsent, figures.unexplained), (1, 1, 1, 3));
+    assert_eq!(figures.stalled, 1);
     assert_eq!((figures.broken_hit, figures.broken_well), (1, 2));
 }

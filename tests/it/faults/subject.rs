@@ -82,6 +82,14 @@ impl Subject {
         Self::Peer { kind, process, folder }
     }
 
+    /// All that it has said.
+    pub(super) fn said(&self) -> String {
+        match self {
+            Self::Twinspan(proxy) => proxy.said(),
+            Self::Peer { process, .. } => process.said(),
+        }
+    }
+
     /// The lines of the short sessions so far, by the number of the client.
     pub(super) fn lines(&self) -> HashMap<u32, Line> {
         let collect =

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at},
 };
 
-use super::ground::{BIND, CLOUDS, NAMES, cloud_of, named};
+use super::ground::{BIND, CLOUDS, NAMES, WITNESS, cloud_of, named};
 use crate::harness::Dice;
 
 /// New sessions a second.
@@ -93,7 +93,7 @@ impl Crowd {
 
 async fn session(number: u32, begun: Instant) -> Session {
     let late = begun.elapsed();
-    let outcome = match timeout_at(begun + DEADLINE, ask(CLIENTS + number)).await {
+    let outcome = match timeout_at(begun + DEADLINE, ask(CLIENTS + number, BIND)).await {
         Ok(Ok((_, endpoint))) => Ok(endpoint),
         Ok(Err(error)) => Err(words(&error)),
         Err(_) => Err("deadline"),
@@ -103,11 +103,11 @@ async fn session(number: u32, begun: Instant) -> Session {
 
 /// A session up to the name of its endpoint. One that does not get there is reset, so that the proxy hears of it at
 /// once.
-async fn ask(from: u32) -> io::Result<(TcpStream, usize)> {
+async fn ask(from: u32, whom: SocketAddr) -> io::Result<(TcpStream, usize)> {
     let socket = TcpSocket::new_v4()?;
     socket.set_nodelay(true)?;
     socket.bind(SocketAddr::new(Ipv4Addr::from(from).into(), 0))?;
-    let mut stream = socket.connect(BIND).await?;
+    let mut stream = socket.connect(whom).await?;
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     stream.write_all(b"?").await?;
     let mut name = [0; NAMES[0].len()];
@@ -115,6 +115,38 @@ async fn ask(from: u32) -> io::Result<(TcpStream, usize)> {
     SockRef::from(&stream).set_linger(None)?;
     let endpoint = str::from_utf8(&name).ok().and_then(named).ok_or(io::ErrorKind::InvalidData)?;
     Ok((stream, endpoint))
+}
+
+/// The machine's own slowness: sessions without a proxy, one after the other, at an endpoint that nothing strikes.
+#[derive(Debug)]
+pub(super) struct Witness {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Vec<(Instant, Instant)>>,
+}
+
+impl Witness {
+    /// It begins to look.
+    pub(super) fn start() -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            let mut seen = Vec::new();
+            let mut looks = interval(BREATH);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while !*stopped.borrow() {
+                let due = looks.tick().await;
+                drop(timeout(STALLED, ask(LONG_CLIENTS - 1, WITNESS)).await);
+                seen.push((due, Instant::now()));
+            }
+            seen
+        });
+        Self { stop, task }
+    }
+
+    /// When each of its sessions was due, and when it was over.
+    pub(super) async fn stop(self) -> Vec<(Instant, Instant)> {
+        self.stop.send(true).unwrap();
+        self.task.await.unwrap()
+    }
 }
 
 fn words(error: &io::Error) -> &'static str {
@@ -196,7 +228,7 @@ impl Company {
 async fn join(cloud: usize, next: &AtomicU32) -> (TcpStream, usize) {
     loop {
         let number = next.fetch_add(1, Relaxed);
-        if let Ok(Ok((stream, endpoint))) = timeout(DEADLINE, ask(number)).await
+        if let Ok(Ok((stream, endpoint))) = timeout(DEADLINE, ask(number, BIND)).await
             && cloud_of(endpoint) == cloud
         {
             return (stream, endpoint);
