@@ -128,10 +128,8 @@ pub enum Kept {
     Floor,
     /// The pool has as many ejected as it may.
     Cap,
-    /// Its cloud is down, but the pool has no other.
+    /// Its cloud is down, but the pool has no other; or it is the last one of the only cloud that bytes come from.
     LastCloud,
-    /// It is the last one in use of the only cloud that bytes come from.
-    LastBytes,
     /// What it was held for bad for is over, but not long enough.
     Lately,
 }
@@ -146,8 +144,7 @@ impl Kept {
             Self::Velocity => "as much is removed already as probes may remove within a minute",
             Self::Floor => "the pool would fall below its floor",
             Self::Cap => "as much is ejected already as may be",
-            Self::LastCloud => "the pool has no other cloud",
-            Self::LastBytes => "no other cloud moves bytes",
+            Self::LastCloud => "the pool has no other cloud that serves",
             Self::Lately => "it was bad a moment ago",
         }
     }

@@ -291,7 +291,7 @@ impl Pool {
         let (mut ejected, mut removed) = (Vec::new(), false);
         for (.., place) in order {
             let allowed = match self.allows(place, weights, all_bad, now) {
-                Ok(()) if is_last(&crews, self.members.get(place)) => Err(Kept::LastBytes),
+                Ok(()) if is_last(&crews, self.members.get(place)) => Err(Kept::LastCloud),
                 allowed => allowed,
             };
             let Some(record) = self.members.get_mut(place) else { continue };

@@ -165,9 +165,9 @@ impl Pool {
             match record.kept {
                 Some(Kept::Contradicted) => at(record.contradicted_until()),
                 Some(Kept::Velocity) => at(first),
-                Some(Kept::LastBytes) => at(record.carries_until()),
+                Some(Kept::LastCloud) => at(record.carries_until()),
                 Some(Kept::Lately) => at(record.held_at.map(|at| at + LATELY)),
-                Some(Kept::Frozen | Kept::Floor | Kept::Cap | Kept::LastCloud) | None => {}
+                Some(Kept::Frozen | Kept::Floor | Kept::Cap) | None => {}
             }
         }
         due
