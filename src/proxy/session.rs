@@ -92,7 +92,7 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
 async fn reach(client: &Watched<'_>, books: &mut Books, begun: Option<Begun>) -> Result<Established, End> {
     let established = racing::connect(client, books, begun, books.lost_by()).await?;
     // What is not in the client's socket any more cannot be kept for another endpoint.
-    if established.pool.connect.watches() && books.owed.is_empty() {
+    if established.pool.connect.watches() && !books.owes() {
         return first_byte::settle(client, books, established).await;
     }
     Ok(established)
@@ -105,12 +105,19 @@ pub(super) struct Moved {
     pub(super) to_client: u64,
 }
 
-/// Endpoints that have reset a session before a byte was exchanged.
-#[derive(Debug)]
-struct Lost {
-    by: Vec<Arc<EndpointIdentity>>,
-    /// How the session ends if nobody else takes it; nothing when somebody looks for another one already.
-    end: Option<End>,
+/// What few sessions have behind them before they are relayed. Boxed, as most have nothing.
+#[derive(Debug, Default)]
+struct Early {
+    /// Bytes that were passed on before the relay began.
+    passed_on: u64,
+    /// Bytes that were taken from the client before, and not passed on.
+    owed: Box<[u8]>,
+    /// The client's end was passed on as well.
+    client_ended: bool,
+    /// Endpoints that have reset it before a byte was exchanged.
+    lost_by: Vec<Arc<EndpointIdentity>>,
+    /// How it ends if nobody else takes it; nothing when somebody looks for another one already.
+    lost: Option<End>,
 }
 
 /// The session's record: opened at the accept, closed exactly once, from `drop` if the task was cancelled or panicked.
@@ -126,16 +133,9 @@ pub(super) struct Books {
     pub(super) connected: Option<Instant>,
     pub(super) attempts: u8,
     pub(super) moved: Moved,
-    /// Bytes that were passed on before the relay began.
-    passed_on: u64,
-    /// Bytes that were taken from the client before, and not passed on.
-    owed: Box<[u8]>,
-    /// The client's end was passed on as well.
-    client_ended: bool,
+    early: Option<Box<Early>>,
     /// The client has sent something, which is not in its socket any more.
     pub(super) asked: bool,
-    /// Set when an endpoint has reset it before a byte was exchanged.
-    lost: Option<Box<Lost>>,
     /// Where it is known while a task carries it.
     pub(super) seat: Option<Box<Seat>>,
     end: Option<End>,
@@ -157,11 +157,8 @@ impl Books {
             connected: None,
             attempts: 0,
             moved: Moved::default(),
-            passed_on: 0,
-            owed: Box::default(),
-            client_ended: false,
+            early: None,
             asked: false,
-            lost: None,
             seat: None,
             end: None,
             session,
@@ -220,15 +217,20 @@ impl Books {
     /// So many bytes of the client have gone to the endpoint before the relay begins, these are to follow, and its end
     /// has gone there too or not.
     pub(super) fn passed_on(&mut self, bytes: u64, owed: Box<[u8]>, ended: bool) {
-        self.passed_on = bytes;
-        self.owed = owed;
-        self.client_ended = ended;
+        let early = self.early.get_or_insert_default();
+        (early.passed_on, early.owed, early.client_ended) = (bytes, owed, ended);
+    }
+
+    /// True while bytes are here that were taken from the client and not passed on.
+    fn owes(&self) -> bool {
+        self.early.as_ref().is_some_and(|early| !early.owed.is_empty())
     }
 
     /// A relay that goes on from where the session is.
     pub(super) fn relay(&mut self, now: Instant, limits: Arc<SessionLimits>) -> Relay {
-        match std::mem::take(&mut self.owed) {
-            _ if self.client_ended => Relay::half_closed_by_client(now, limits),
+        let Some(early) = &mut self.early else { return Relay::new(now, limits) };
+        match std::mem::take(&mut early.owed) {
+            _ if early.client_ended => Relay::half_closed_by_client(now, limits),
             owed if owed.is_empty() => Relay::new(now, limits),
             owed => Relay::owing(owed, now, limits),
         }
@@ -239,7 +241,8 @@ impl Books {
     /// An orderly end is its answer.
     pub(super) fn lose(&mut self, relay: &mut Relay, end: End, now: Instant) -> bool {
         let reset = end.is_by_endpoint() && end.cause == Cause::Reset;
-        if !reset || self.passed_on > 0 || self.client_ended {
+        let begun = self.early.as_ref().is_some_and(|early| early.passed_on > 0 || early.client_ended);
+        if !reset || begun {
             return false;
         }
         let Some((undelivered, endpoint)) = relay.undelivered().zip(self.endpoint.as_ref()) else {
@@ -249,27 +252,28 @@ impl Books {
         if undelivered.is_empty() && now >= self.connected.unwrap_or(self.started) + AT_ONCE {
             return false;
         }
-        let mut by = self.lost_by();
-        by.push(Arc::clone(&endpoint.identity));
-        self.lost = Some(Box::new(Lost { by, end: Some(end) }));
         self.asked |= !undelivered.is_empty();
-        self.owed = undelivered;
+        let early = self.early.get_or_insert_default();
+        early.lost_by.push(Arc::clone(&endpoint.identity));
+        early.lost = Some(end);
+        early.owed = undelivered;
         true
     }
 
     /// Endpoints that have reset it, and are not to be tried again.
     pub(super) fn lost_by(&self) -> Vec<Arc<EndpointIdentity>> {
-        self.lost.as_ref().map(|lost| lost.by.clone()).unwrap_or_default()
+        self.early.as_ref().map(|early| early.lost_by.clone()).unwrap_or_default()
     }
 
     /// How it would have ended, once for each endpoint that has reset it.
     pub(super) fn was_lost(&mut self) -> Option<End> {
-        self.lost.as_mut()?.end.take()
+        self.early.as_mut()?.lost.take()
     }
 
     /// Counts what the relay has delivered until now.
     pub(super) fn account(&mut self, moved: Moved) {
-        let moved = Moved { to_upstream: moved.to_upstream + self.passed_on, ..moved };
+        let before = self.early.as_ref().map_or(0, |early| early.passed_on);
+        let moved = Moved { to_upstream: moved.to_upstream + before, ..moved };
         if let Some(endpoint) = self.endpoint.as_ref().filter(|_| moved != self.moved) {
             endpoint
                 .cell
