@@ -11,9 +11,10 @@ mod reports;
 mod sessions;
 mod snapshot;
 mod sockets;
+mod spare;
 
 pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
-pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, SpareCell, SpareEnd, WorkerCell};
+pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, WorkerCell};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use lanes::use_lane;
 pub use live::{
@@ -25,6 +26,7 @@ pub use snapshot::{
     AllDown, Connect, Endpoint, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot, Tier,
 };
 pub use sockets::{SocketCommand, Sockets};
+pub use spare::{SpareCell, SpareEnd};
 
 use std::{
     net::TcpListener,
