@@ -42,16 +42,16 @@ pub(super) struct Handover {
 
 /// Goes on with a session of the engine's, and gives the established pair back.
 pub(super) fn resume(handover: Handover, engine: Arc<Mailbox>) -> impl Future<Output = ()> + Send {
-    story(handover.client, handover.books, handover.begun, Some(engine))
+    story(handover.client, handover.books, handover.begun.map(Box::new), Some(engine))
 }
 
-async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Option<Arc<Mailbox>>) {
+async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, engine: Option<Arc<Mailbox>>) {
     let Ok(mut watched) = sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
         return books.close(End { side: Side::Proxy, stage: Stage::Accept, cause: Cause::Exhausted });
     };
-    // Boxed, so that an idle session does not carry the room that dialling needs.
-    let mut reached = Box::pin(reach(&watched, &mut books, begun)).await;
     let (upstream, end) = loop {
+        // Boxed, so that an idle session does not carry the room that dialling needs.
+        let reached = Box::pin(reach(&watched, &mut books, begun.take().map(|begun| *begun))).await;
         let Established { upstream, limits, pool } = match reached {
             Ok(established) => established,
             Err(end) => return books.close(end),
@@ -77,8 +77,6 @@ async fn story(client: Peer, mut books: Books, begun: Option<Begun>, engine: Opt
         if !lost {
             break (upstream, end);
         }
-        drop(upstream);
-        reached = Box::pin(reach(&watched, &mut books, None)).await;
     };
     drop(watched);
     if end.is_clean() {
