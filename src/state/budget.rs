@@ -266,6 +266,8 @@ mod tests {
     fn a_session_that_began_long_ago_takes_no_count_from_the_present() {
         let (cell, now) = (PoolCell::default(), Instant::now());
         let later = now + 20 * SECOND;
+        // The first question is second zero.
+        assert_eq!(cell.recent(now).0, 0);
         (0..1000).for_each(|_| cell.begin(later));
         // Sixteen seconds before: the same slot.
         cell.begin(later - 16 * SECOND);

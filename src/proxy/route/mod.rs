@@ -38,20 +38,32 @@ pub struct Facts<'a> {
 #[must_use]
 pub fn choose<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Option<&'p Arc<Endpoint>> {
     if facts.tried.is_empty() {
-        if let Some(trial) = pool.trials.iter().find(|endpoint| endpoint.cell.take_permit()) {
+        if !pool.trials.is_empty()
+            && let Some(trial) = pool.trials.iter().find(|endpoint| endpoint.cell.take_permit())
+        {
             return Some(trial);
         }
         let group = first_group(pool, pool.tiers.first()?, facts)?;
         let first = group.endpoints.get(first_endpoint(pool.balance, group, facts, rng));
-        // Where all are down, the last attempts tell more than any opinion. Some sessions go on asking the others.
-        let in_vain = pool.all_down.is_some() && first.is_some_and(|first| first.cell.seems_dead());
-        let better = (in_vain && rng.random_ratio(ASKED_ELSEWHERE.0, ASKED_ELSEWHERE.1))
-            .then(|| next(pool, facts, rng, |_| true).filter(|other| other.cell.answers()));
-        return better.flatten().or(first);
+        return if pool.all_down.is_none() { first } else { answering(pool, first, facts, rng) };
     }
     let enough = if facts.spread { 1 } else { attempts_per_cloud(pool) };
     let fresh = |cloud: &CloudName| facts.tried.iter().filter(|tried| tried.cloud == *cloud).count() < enough;
     next(pool, facts, rng, fresh).or_else(|| next(pool, facts, rng, |_| true))
+}
+
+/// Where all are down, the last attempts tell more than any opinion. Some sessions go on asking the others.
+#[cold]
+fn answering<'p>(
+    pool: &'p Pool,
+    first: Option<&'p Arc<Endpoint>>,
+    facts: &Facts<'_>,
+    rng: &mut impl Rng,
+) -> Option<&'p Arc<Endpoint>> {
+    let in_vain = first.is_some_and(|first| first.cell.seems_dead());
+    let better = (in_vain && rng.random_ratio(ASKED_ELSEWHERE.0, ASKED_ELSEWHERE.1))
+        .then(|| next(pool, facts, rng, |_| true).filter(|other| other.cell.answers()));
+    better.flatten().or(first)
 }
 
 /// Fewer than usual where the last cloud would have no attempt left.
