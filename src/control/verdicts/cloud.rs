@@ -172,8 +172,12 @@ impl Tally {
         self.good += u32::from(!record.is_down() && !condemned && !suspect);
         self.held |= record.held.is_some();
         let doubted = record.is_down() || suspect && record.ejection.is_none();
-        let moves =
-            if record.is_down() { record.contradicted && !fails } else { record.outlives_failures(now) };
+        let moves = if record.is_down() {
+            // A probe that began between two readings may fail though bytes come, and a dial of long ago may end only now.
+            !fails && record.contradicted || record.carries(now)
+        } else {
+            record.outlives_failures(now)
+        };
         self.contradicted += u32::from(doubted && moves);
         if !fails && !condemned && !suspect {
             return;

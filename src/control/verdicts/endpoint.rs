@@ -279,11 +279,14 @@ impl Record {
 
     /// True if bytes came after the last failed session, and not long ago.
     pub(super) fn outlives_failures(&self, now: Instant) -> bool {
+        let recent = self.bytes.is_some_and(|bytes| now.duration_since(bytes.seen) <= CONTRADICTION);
+        recent && self.has_moved_since_failure()
+    }
+
+    /// True if bytes came after the last failed session.
+    pub(super) fn has_moved_since_failure(&self) -> bool {
         let failure = self.detector.last_failure;
-        self.bytes.is_some_and(|bytes| {
-            failure.is_none_or(|failure| bytes.after >= failure)
-                && now.duration_since(bytes.seen) <= CONTRADICTION
-        })
+        self.bytes.is_some_and(|bytes| failure.is_none_or(|failure| bytes.after >= failure))
     }
 
     /// True while bytes come to clients.

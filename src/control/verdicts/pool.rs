@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     cloud::Cloud,
-    endpoint::{Held, Record},
+    endpoint::{Held, Record, Use},
     facts::{Kept, PoolFacts},
 };
 use crate::{
@@ -84,6 +84,8 @@ pub(super) struct Weights {
     pub(super) ejected: u64,
     /// What probes alone have removed within the last minute.
     pub(super) charged: u64,
+    /// What this decision leaves with its cloud though bytes come from that cloud: the floor counts it once more.
+    pub(super) leaving: u64,
 }
 
 impl Pool {
@@ -175,6 +177,9 @@ impl Pool {
         let Some(seat) = self.seats.iter().find(|seat| seat.cloud == cloud) else { return false };
         let (good, all) = self.good_of(cloud, now);
         let carries = self.carries(cloud, now);
+        if !seat.left && !self.is_enough_without(cloud, clouds, now) {
+            return false;
+        }
         let domain = clouds.get(cloud).map(|cloud| cloud.domain).unwrap_or_default();
         self.seats.iter().filter(|other| other.cloud != cloud && self.has_in(other.cloud)).any(|other| {
             let Some(rules) = clouds.get(other.cloud).filter(|other| !other.is_down()) else { return false };
@@ -212,10 +217,13 @@ impl Pool {
             .filter(|seat| !other && self.has_in(seat.cloud))
             .max_by_key(|seat| (self.good_of(seat.cloud, now).0, seat.kept, since(seat.cloud)))
             .map(|seat| seat.cloud);
+        // What is better must not take the load of all at once: what serves stays beside it.
+        let serves = |seat: &&Seat| !seat.left && !self.is_enough_without(seat.cloud, clouds, now);
+        let serving: Vec<usize> = self.seats.iter().filter(serves).map(|seat| seat.cloud).collect();
         let mut changed = false;
         for (seat, can) in self.seats.iter_mut().zip(can) {
             let is_down = since(seat.cloud).is_some();
-            let keep = if other { !can } else { best == Some(seat.cloud) };
+            let keep = if other { !can } else { best == Some(seat.cloud) || serving.contains(&seat.cloud) };
             let left = is_down && !keep;
             seat.kept = is_down && keep;
             seat.returns = left || seat.returns && !seat.kept;
@@ -332,6 +340,7 @@ impl Pool {
         let Some(record) = self.members.get(place) else { return Err(Kept::Floor) };
         let weight = u64::from(record.weight);
         let share = |percent: u8| u64::from(percent) * weights.base;
+        let floor = u64::from(self.restraint.floor) * (weights.base + weights.leaving);
         // One that comes and goes is charged once within the minute, or it would use up what others may need.
         let more = if record.is_charged(now) { 0 } else { weight };
         match record.held {
@@ -350,25 +359,42 @@ impl Pool {
         }
         // With a floor of 0 the last one stays nevertheless: nothing would be left that could speak for the pool.
         let left = weights.used.saturating_sub(weight);
-        if left == 0 || left * 100 < share(self.restraint.floor) { Err(Kept::Floor) } else { Ok(()) }
+        if left == 0 || left * 100 < floor { Err(Kept::Floor) } else { Ok(()) }
     }
 
     /// For each cloud, how many of its endpoints are in use, and whether bytes come from them.
     fn crews(&self, now: Instant) -> Vec<Crew> {
         let mut crews: Vec<Crew> =
             self.seats.iter().map(|seat| Crew { cloud: seat.cloud, used: 0, carries: false }).collect();
-        for record in self.members.iter().filter(|record| record.is_in() && !self.has_left(record.cloud)) {
+        for record in self.members.iter().filter(|record| !self.has_left(record.cloud)) {
             if let Some(crew) = crews.iter_mut().find(|crew| crew.cloud == record.cloud) {
-                crew.used += 1;
+                crew.used += usize::from(record.is_in());
                 crew.carries |= record.carries(now);
             }
         }
         crews
     }
 
-    /// True if bytes come from endpoints in use in this cloud.
+    /// True if bytes come from endpoints in this cloud, also from those that get no new sessions.
     fn carries(&self, cloud: usize, now: Instant) -> bool {
-        self.members.iter().any(|record| record.cloud == cloud && record.is_in() && record.carries(now))
+        self.members.iter().any(|record| record.cloud == cloud && record.carries(now))
+    }
+
+    /// True if the floor holds without this cloud. What carries nothing is no loss; while bytes come from endpoints in use,
+    /// what is left must be enough without them.
+    fn is_enough_without(&self, cloud: usize, clouds: &[Cloud], now: Instant) -> bool {
+        let stays = |record: &Record| {
+            record.cloud != cloud && clouds.get(record.cloud).is_some_and(|other| !other.is_down())
+        };
+        let (mut base, mut used, mut lost) = (0, 0, false);
+        let counts = |record: &&Record| record.proven && !self.has_left(record.cloud);
+        for record in self.members.iter().filter(counts) {
+            let weight = u64::from(record.weight);
+            base += weight;
+            used += if record.is_in() && stays(record) { weight } else { 0 };
+            lost |= record.cloud == cloud && record.is_in() && record.carries(now);
+        }
+        !lost || used * 100 >= base * u64::from(self.restraint.floor)
     }
 
     /// True if probes and sessions agree that everything is bad that is still in use.
@@ -387,6 +413,12 @@ impl Pool {
             weights.used += if record.is_in() { weight } else { 0 };
             weights.ejected += if record.ejection.is_some() { weight } else { 0 };
             weights.charged += if record.is_charged(now) { weight } else { 0 };
+        }
+        for seat in self.seats.iter().filter(|seat| seat.left) {
+            let here = || self.members.iter().filter(|record| record.cloud == seat.cloud && record.proven);
+            if here().any(|record| record.published.0 == Use::In) && self.carries(seat.cloud, now) {
+                weights.leaving += here().map(|record| u64::from(record.weight)).sum::<u64>();
+            }
         }
         weights
     }

@@ -100,8 +100,10 @@ impl Record {
             return;
         }
         let cause = self.detector.ejects(rules, now);
+        // While bytes come, or if they came after it, a failed session proves nothing: the removal is charged to checks.
         self.held = if self.is_down() && self.detector.corroborates(now) {
-            Some(Held::Corroborated)
+            let doubtful = self.carries(now) || self.has_moved_since_failure();
+            Some(if doubtful { Held::Checks } else { Held::Corroborated })
         } else if let Some(cause) = cause {
             self.held_at = Some(now);
             Some(Held::Sessions(cause))

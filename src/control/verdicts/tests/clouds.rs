@@ -210,6 +210,18 @@ fn a_cloud_whose_bytes_still_arrive_is_not_down() {
 }
 
 #[test]
+fn a_cloud_is_not_down_by_its_probes_before_bytes_have_stopped() {
+    let mut bed = Bed::new(4, 2, true);
+    (0..4).for_each(|number| bed.bytes(number));
+    bed.tick();
+    (0..4).for_each(|number| bed.down(number));
+    bed.decide();
+    assert_eq!(bed.cloud("aws"), CloudStanding::Up, "the probes may have begun after the last reading");
+    bed.pass(4 * TICK);
+    assert!(matches!(bed.cloud("aws"), CloudStanding::Down { .. }), "{:?}", bed.cloud("aws"));
+}
+
+#[test]
 fn a_cloud_that_is_down_does_not_count_for_the_limits_of_the_rest() {
     let mut bed = Bed::new(10, 4, true);
     (0..10).for_each(|number| bed.down(number));

@@ -74,6 +74,24 @@ fn what_sessions_confirm_is_not_charged_but_the_floor_holds() {
 }
 
 #[test]
+fn a_failed_session_confirms_nothing_once_bytes_have_come_after_it() {
+    let mut bed = one_cloud(4, true);
+    (0..4).for_each(|number| bed.fail(number, 1));
+    bed.tick();
+    for _ in 0..2 {
+        (0..4).for_each(|number| bed.bytes(number));
+        bed.tick();
+    }
+    (0..4).for_each(|number| bed.down(number));
+    bed.decide();
+    assert_eq!(
+        (0..4).filter(|number| bed.is_in(*number)).count(),
+        2,
+        "half of it may go, as by probes alone"
+    );
+}
+
+#[test]
 fn the_cap_on_ejections_holds_after_the_ejection() {
     // Three endpoints: a second ejection would make it 66 %.
     let mut bed = one_cloud(3, false);
