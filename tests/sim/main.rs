@@ -2,8 +2,7 @@
 //! network and a time of their own. One seed decides everything, so every figure and every failure comes again.
 //!
 //! `TWINSPAN_SEED=n` runs one random outage, `TWINSPAN_SEEDS=n` so many; `TWINSPAN_TELL=1` tells what happens in each, and
-//! `REGENERATE=1` writes the scoreboard. `TWINSPAN_STRICT=1` looks at floor, velocity, cap and last cloud as well, and
-//! `TWINSPAN_SHOW=n` shows so many failures.
+//! `REGENERATE=1` writes the scoreboard. `TWINSPAN_SHOW=n` shows so many failures.
 
 #![cfg(test)]
 

@@ -69,11 +69,9 @@ impl Kind {
     }
 
     /// What it promises.
-    pub(crate) fn restraint(self) -> Restraint {
+    pub(crate) const fn restraint(self) -> Restraint {
         match self {
-            // Some random outages still break a limit: all of them are looked at on request.
-            Self::Twinspan if std::env::var_os("TWINSPAN_STRICT").is_some() => Restraint::FULL,
-            Self::Twinspan => Restraint { served: true, ..Restraint::NONE },
+            Self::Twinspan => Restraint::FULL,
             // Checks alone remove whatever they like.
             Self::ChecksOnly | Self::Naive => Restraint::NONE,
         }

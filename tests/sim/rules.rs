@@ -61,6 +61,8 @@ pub(crate) struct Rules {
     ejected: BTreeSet<SocketAddr>,
     /// Endpoints that were removed though no session had failed there, and when they were last.
     removed: BTreeMap<SocketAddr, Instant>,
+    /// Clouds that are down by verdict.
+    down: BTreeSet<String>,
     /// What was broken.
     pub(crate) breaches: Vec<String>,
 }
@@ -75,6 +77,7 @@ impl Rules {
             stands: BTreeSet::new(),
             ejected: BTreeSet::new(),
             removed: BTreeMap::new(),
+            down: BTreeSet::new(),
             breaches: Vec::new(),
         }
     }
@@ -135,26 +138,29 @@ impl Rules {
         now: Instant,
     ) {
         let Restraint { floor, velocity, last_cloud, .. } = self.restraint;
-        // A cloud that is down as a whole counts for nothing, but it is not down while bytes come from a part of it. Nor
-        // does what was never seen alive.
+        // A cloud that is down as a whole counts for nothing, but it is not down while bytes come from a part of it, nor
+        // because all of it went one by one. Nor does what was never seen alive.
+        let is_down = |cloud: usize| self.down.contains(CLOUDS[cloud].0);
         let counts = |cloud: usize, offered: &BTreeSet<SocketAddr>| {
             let members = || upstreams.iter().filter(|one| one.cloud == cloud);
-            members().any(|one| offered.contains(&one.address))
+            !is_down(cloud)
+                || members().any(|one| offered.contains(&one.address))
                 || 4 * members().filter(|one| one.carries(now)).count() >= members().count()
         };
         let either: BTreeSet<SocketAddr> = before.union(&self.offered).copied().collect();
         let alive = upstreams.iter().filter(|one| one.probes.contains(&true));
         let used =
             |cloud: usize| upstreams.iter().any(|one| one.cloud == cloud && either.contains(&one.address));
-        let base: Vec<&Upstream> = alive.filter(|one| used(one.cloud)).collect();
-        let part = |count: usize, part: f64| {
+        let base: Vec<&Upstream> = alive.filter(|one| !is_down(one.cloud) || used(one.cloud)).collect();
+        let part = |count: usize, part: f64, whole: usize| {
             #[expect(clippy::cast_precision_loss, reason = "a handful")]
-            let (count, whole) = (count as f64, base.len() as f64);
+            let (count, whole) = (count as f64, whole as f64);
             count - part * whole
         };
         // What is truly dead is no loss.
-        let left = |one: &&&Upstream| self.offered.contains(&one.address) || one.fault.is_dead();
-        let offered = base.iter().filter(left).count();
+        let left = |one: &&&Upstream| self.offered.contains(&one.address) || one.seems_dead(now);
+        let standing = || base.iter().filter(|one| counts(one.cloud, &self.offered));
+        let (stand, offered) = (standing().count(), standing().filter(left).count());
         let gone: Vec<SocketAddr> = base
             .iter()
             // What sessions have ejected is bounded by the cap.
@@ -164,29 +170,46 @@ impl Rules {
             .filter(|one| counts(one.cloud, &self.offered) && !one.is_corroborated(now))
             .map(|one| one.address)
             .collect();
-        let carrying = |offered: &BTreeSet<SocketAddr>| {
+        let carrying = |offered: &BTreeSet<SocketAddr>, carries: fn(&Upstream, Instant) -> bool| {
             let clouds = upstreams.iter().filter(|one| offered.contains(&one.address)).map(|one| one.cloud);
             let clouds: BTreeSet<usize> = clouds.collect();
-            upstreams.iter().any(|one| one.carries(now) && clouds.contains(&one.cloud))
+            upstreams.iter().any(|one| carries(one, now) && clouds.contains(&one.cloud))
         };
-        let lost = carrying(before) && !carrying(&self.offered);
+        // Nobody knows yet that bytes have stopped which came with the last two ticks.
+        let lost = carrying(before, Upstream::carries) && !carrying(&self.offered, Upstream::carried);
         self.removed.extend(gone.iter().map(|address| (*address, now)));
         self.removed.retain(|_, at| now - *at < MINUTE);
-        // One that comes and goes counts once, and what is gone with its cloud does not.
-        let removed = base.iter().filter(|one| self.removed.contains_key(&one.address)).count();
+        // One that comes and goes counts once. What is gone with its cloud does not: a verdict on a cloud is not charged. It
+        // is a part of the whole nevertheless, as others may have gone before it in the same decision.
+        let charged = base.iter().filter(|one| counts(one.cloud, &self.offered));
+        let removed = charged.filter(|one| self.removed.contains_key(&one.address)).count();
+        let whole = base.len();
         let dropped = base.iter().any(|one| {
-            before.contains(&one.address) && !self.offered.contains(&one.address) && !one.fault.is_dead()
+            before.contains(&one.address) && !self.offered.contains(&one.address) && !one.seems_dead(now)
         });
-        let fine = !dropped || floor.is_none_or(|floor| part(offered, floor) >= 0.0);
-        self.check(fine, || format!("{offered} of {} endpoints are left", base.len()));
-        let fine = gone.is_empty() || velocity.is_none_or(|velocity| part(removed, velocity) <= 0.0);
-        self.check(fine, || format!("{removed} of {} endpoints removed within a minute", base.len()));
+        let fine = !dropped || floor.is_none_or(|floor| part(offered, floor, stand) >= 0.0);
+        self.check(fine, || format!("{offered} of {stand} endpoints are left"));
+        let fine = gone.is_empty() || velocity.is_none_or(|velocity| part(removed, velocity, whole) <= 0.0);
+        self.check(fine, || format!("{removed} of {whole} endpoints removed within a minute"));
         self.check(!last_cloud || !lost, || "the last cloud that carries bytes was removed".to_owned());
     }
 
     /// Sessions have taken these out, and no others.
     pub(crate) fn ejects(&mut self, ejected: BTreeSet<SocketAddr>) {
         self.ejected = ejected;
+    }
+
+    /// These are told with the next snapshot: which clouds are down by verdict.
+    pub(crate) fn strikes(&mut self, notices: &[Notice]) {
+        for notice in notices {
+            let Notice::Found(finding) = notice else { continue };
+            let Some(cloud) = finding.cloud.as_ref().filter(|_| finding.endpoint.is_none()) else { continue };
+            if finding.after == "down" {
+                self.down.insert(cloud.as_str().to_owned());
+            } else {
+                self.down.remove(cloud.as_str());
+            }
+        }
     }
 
     /// Something is told: no verdict without evidence.
@@ -217,7 +240,10 @@ impl Rules {
                     FindingKind::Freeze => upstreams.iter().any(Upstream::is_held_for_down),
                     _ => true,
                 };
-                if finding.kind == FindingKind::Ejection {
+                // A trial that fails takes nothing out, nor does it that probes are good again where sessions are not.
+                if finding.kind == FindingKind::Ejection
+                    && !["trial", "out"].contains(&finding.before.as_ref())
+                {
                     self.capped(upstreams);
                 }
                 (evidence && finding.before != finding.after, !finding.evidence.is_empty())
@@ -230,12 +256,12 @@ impl Rules {
     /// The cap holds after an ejection: among what counts for the pool.
     fn capped(&mut self, upstreams: &[Upstream]) {
         let Some(cap) = self.restraint.cap else { return };
-        // A cloud of which nothing is offered is down as a whole.
+        // What is down as a whole and not kept counts for nothing. That all of a cloud went one by one does not make it down.
         let counts = |one: &&Upstream| {
-            one.probes.contains(&true)
-                && upstreams
-                    .iter()
-                    .any(|other| other.cloud == one.cloud && self.offered.contains(&other.address))
+            let used = |cloud: usize| {
+                upstreams.iter().any(|other| other.cloud == cloud && self.offered.contains(&other.address))
+            };
+            one.probes.contains(&true) && (!self.down.contains(CLOUDS[one.cloud].0) || used(one.cloud))
         };
         let base = upstreams.iter().filter(counts).count();
         let out = upstreams.iter().filter(counts).filter(|one| self.ejected.contains(&one.address)).count();

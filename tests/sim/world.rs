@@ -61,6 +61,8 @@ pub(crate) struct Upstream {
     works: Instant,
     /// When a session failed here last, if none has had an answer since.
     failed: Option<Instant>,
+    /// When a session had its first byte here last.
+    answered: Option<Instant>,
     /// When one failed here last, whatever came after.
     complaint: Option<Instant>,
     /// When bytes moved towards clients last.
@@ -305,6 +307,9 @@ impl<'a> World<'a> {
                 cell.moved(bytes / 10, bytes);
                 if bytes > 0 {
                     upstream.moved = Some(self.now);
+                    // An answer that is not counted yet is known to nobody.
+                    let answered = upstream.answered;
+                    upstream.failed = upstream.failed.filter(|failed| answered.is_none_or(|at| at < *failed));
                 }
             }
         }
@@ -372,6 +377,7 @@ impl<'a> World<'a> {
     fn observe(&mut self) {
         let notices = self.policy.notices();
         let snapshot = Arc::clone(self.policy.snapshot());
+        self.rules.strikes(&notices);
         if !Arc::ptr_eq(&snapshot, &self.seen) {
             self.publish(&snapshot);
             self.seen = snapshot;
@@ -584,7 +590,7 @@ impl<'a> World<'a> {
         let upstream = &mut self.upstreams[place];
         if upstream.flows(self.now) {
             session.answered = true;
-            upstream.failed = None;
+            upstream.answered = Some(self.now);
             let lasts = session.lasts;
             self.after(lasts, Event::End(number));
         } else if self.now < since + PATIENCE {
@@ -770,6 +776,7 @@ impl Upstream {
             since: now,
             works: now,
             failed: None,
+            answered: None,
             complaint: None,
             moved: None,
             cell: None,
@@ -816,9 +823,21 @@ impl Upstream {
         self.fault == Fault::None && self.since <= then
     }
 
+    /// True when it is dead, or nobody can know that it is no longer: it works since the last tick but one at most, and no
+    /// byte has come since then.
+    pub(crate) fn seems_dead(&self, now: Instant) -> bool {
+        let unknown = now - self.works <= 2 * TICK && self.moved.is_none_or(|at| at < self.works);
+        self.fault.is_dead() || unknown
+    }
+
     /// True when it moves bytes towards clients.
     pub(crate) fn carries(&self, now: Instant) -> bool {
-        self.moved.is_some_and(|at| now - at <= 2 * TICK) && self.flows(now)
+        self.carried(now) && self.flows(now)
+    }
+
+    /// True when bytes came from it with one of the last two ticks, whatever has become of it since.
+    pub(crate) fn carried(&self, now: Instant) -> bool {
+        self.moved.is_some_and(|at| now - at <= 2 * TICK)
     }
 
     fn flows(&self, now: Instant) -> bool {
