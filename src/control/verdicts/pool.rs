@@ -432,10 +432,16 @@ struct Crew {
     carries: bool,
 }
 
-/// True if this is the last endpoint in use of its cloud, and bytes come from no other cloud.
+/// True if this is the last endpoint in use of its cloud, and bytes come from no other cloud. One that says itself that it
+/// is not to be used is believed where another cloud is in use: the sessions that it has may be its last.
 fn is_last(crews: &[Crew], record: Option<&Record>) -> bool {
     let mut carrying = crews.iter().filter(|crew| crew.carries && crew.used > 0);
     record.is_some_and(|record| {
+        let resigns = record.is_down() && record.opinion.answered && !record.contradicted;
+        let others = crews.iter().any(|crew| crew.cloud != record.cloud && crew.used > 0);
+        if resigns && others {
+            return false;
+        }
         carrying.next().is_some_and(|crew| crew.cloud == record.cloud && crew.used == 1)
             && carrying.next().is_none()
     })

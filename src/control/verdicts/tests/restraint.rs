@@ -259,6 +259,17 @@ fn when_most_of_a_pool_answers_wrongly_at_once_bytes_speak_against_it() {
 }
 
 #[test]
+fn an_endpoint_that_resigns_is_believed_though_it_alone_moves_bytes() {
+    let mut bed = Bed::new(1, 1, true);
+    bed.pass(secs(1));
+    bed.bytes(0);
+    bed.tick();
+    bed.wrong(0);
+    bed.decide();
+    assert!(!bed.is_in(0) && bed.is_in(1));
+}
+
+#[test]
 fn a_pool_kept_by_its_cap_is_told_once_while_it_lasts() {
     let mut bed = one_cloud(1, false);
     for _ in 0..100 {
