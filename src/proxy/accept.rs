@@ -63,9 +63,10 @@ pub(super) fn renew_limit(workers: usize) {
     LIMIT.store(limit.saturating_sub(RESERVE + RESERVE_PER_WORKER * workers as u64), Relaxed);
 }
 
-/// True for a descriptor out of the reserve: the kernel gives the lowest that is free.
+/// True for a descriptor that no pipe may have: the kernel gives the lowest that is free. The last quarter is for sessions that
+/// come after it; behind them is the reserve.
 pub(super) fn is_reserved(descriptor: impl AsFd) -> bool {
-    u64::try_from(descriptor.as_fd().as_raw_fd()).is_ok_and(|number| number >= LIMIT.load(Relaxed))
+    u64::try_from(descriptor.as_fd().as_raw_fd()).is_ok_and(|number| number >= LIMIT.load(Relaxed) / 4 * 3)
 }
 
 /// Descriptors that sessions and spares hold.
