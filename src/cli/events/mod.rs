@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use hyper::header::{ACCEPT, HeaderName};
+use hyper::{
+    Method,
+    header::{ACCEPT, HeaderName},
+};
 use tokio::time::sleep;
 
 use self::frames::{Frame, Frames};
@@ -64,20 +67,16 @@ pub struct EventsArgs {
 /// Asks and shows.
 #[must_use]
 pub fn run(args: &EventsArgs) -> ExitCode {
-    let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(async {
-            let mut out = io::stdout().lock();
-            let colours = super::colours(&out);
-            let mut page = Page { out: &mut out, json: args.json, colours };
-            tokio::select! {
-                biased;
-                _ = tokio::signal::ctrl_c(), if args.follow => Ok(()),
-                outcome = show(args, &mut page) => outcome,
-            }
-        }),
-        Err(error) => Err(Failure::Runtime(error)),
-    };
-    admin::exit(outcome)
+    admin::exit(admin::wait(async {
+        let mut out = io::stdout().lock();
+        let colours = super::colours(&out);
+        let mut page = Page { out: &mut out, json: args.json, colours };
+        tokio::select! {
+            biased;
+            _ = tokio::signal::ctrl_c(), if args.follow => Ok(()),
+            outcome = show(args, &mut page) => outcome,
+        }
+    }))
 }
 
 async fn show(args: &EventsArgs, page: &mut Page<'_>) -> Result<(), Failure> {
@@ -86,12 +85,8 @@ async fn show(args: &EventsArgs, page: &mut Page<'_>) -> Result<(), Failure> {
 }
 
 async fn list(target: &Target, args: &EventsArgs, page: &mut Page<'_>) -> Result<(), Failure> {
-    let answer = client::get(target, &path(args), LIMIT).await?;
-    if !answer.status.is_success() {
-        return Err(Failure::refused(target, &answer));
-    }
-    let foreign = |source| Failure::Foreign { target: target.clone(), source };
-    let events: Vec<serde_json::Value> = serde_json::from_slice(&answer.body).map_err(foreign)?;
+    let answer = admin::ask(target, Method::GET, &path(args)).await?;
+    let events: Vec<serde_json::Value> = admin::read(target, &answer)?;
     for event in events {
         page.event(event).map_err(|error| error.failure(target))?;
     }
