@@ -22,7 +22,6 @@ use crate::{
     config::Config,
     ids::{CloudName, EndpointKey, PoolName},
     state::{EndpointCell, HistogramReading, Listener, Snapshot},
-    telemetry::Cause,
 };
 
 /// An endpoint on trial that no session has tried in this time may be tried by another one.
@@ -283,9 +282,7 @@ impl Brain {
 /// What the cell of an endpoint has counted.
 fn seen(cell: &EndpointCell) -> Reading {
     let (overtaken, empty, mute) = cell.gray();
-    // What this machine lacks says nothing about the endpoint.
-    let ours = [Cause::Exhausted, Cause::Local, Cause::Overloaded];
-    let failed = cell.connect_failures().filter(|(cause, _)| !ours.contains(cause));
+    let failed = cell.connect_failures().filter(|(cause, _)| !cause.is_ours());
     Reading {
         connected: cell.good(),
         failed: failed.map(|(_, count)| count).sum(),

@@ -19,9 +19,9 @@ use super::{
     session::Books,
 };
 use crate::{
-    ids::EndpointIdentity,
+    ids::{EndpointIdentity, Generation},
     net,
-    state::{Endpoint, Pool, Report, SessionLimits, Shared},
+    state::{Endpoint, Listener, Pool, Report, SessionLimits, Shared},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -127,11 +127,25 @@ pub(super) struct Established {
     pub(super) pool: Arc<Pool>,
 }
 
-/// True if the first byte of a session on this listener is waited for. Asked before [`plan`] is: to plan takes a turn, and
-/// perhaps the one permit of an endpoint on trial.
-pub(super) fn is_watched(books: &Books) -> bool {
+/// What one look at the snapshot says of a session's first attempt.
+pub(super) enum First {
+    Dial(Plan),
+    /// The first byte of its sessions is waited for. Nothing was chosen: that takes a turn, and perhaps the one permit of an
+    /// endpoint on trial.
+    Watch,
+    Nobody,
+}
+
+/// Chooses the endpoint for a session's first attempt, if that is to be made at once.
+pub(super) fn first(books: &mut Books) -> First {
     let snapshot = books.shared.snapshot();
-    snapshot.listener(&books.listener).is_some_and(|listener| listener.pool.connect.watches())
+    match snapshot.listener(&books.listener) {
+        None => First::Nobody,
+        Some(listener) if listener.pool.connect.watches() => First::Watch,
+        Some(listener) => {
+            chosen(books, snapshot.generation, listener, (&[], false)).map_or(First::Nobody, First::Dial)
+        }
+    }
 }
 
 /// Chooses the endpoint for the next attempt; `None` when there is none left. `spread`: in a cloud that was not tried yet,
@@ -139,8 +153,17 @@ pub(super) fn is_watched(books: &Books) -> bool {
 pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>], spread: bool) -> Option<Plan> {
     let snapshot = books.shared.snapshot();
     let listener = snapshot.listener(&books.listener)?;
+    chosen(books, snapshot.generation, listener, (tried, spread))
+}
+
+fn chosen(
+    books: &mut Books,
+    generation: Generation,
+    listener: &Listener,
+    (tried, spread): (&[Arc<EndpointIdentity>], bool),
+) -> Option<Plan> {
     let pool = &listener.pool;
-    books.generation = snapshot.generation;
+    books.generation = generation;
     if books.pool.as_ref() != Some(&pool.name) {
         books.pool = Some(pool.name.clone());
     }
@@ -196,8 +219,7 @@ pub(super) fn refusal(endpoint: &Endpoint, error: &io::Error) -> End {
         let (cloud, endpoint) = (&endpoint.identity.cloud, endpoint.identity.address);
         tracing::warn!(%cloud, %endpoint, %error, "this machine cannot dial as the cloud's settings say");
     }
-    // What this machine lacks says nothing about the endpoint.
-    let side = if matches!(cause, Cause::Exhausted | Cause::Local) { Side::Proxy } else { Side::Upstream };
+    let side = if cause.is_ours() { Side::Proxy } else { Side::Upstream };
     End { side, stage: Stage::Connect, cause }
 }
 
@@ -276,8 +298,8 @@ pub(super) fn has_sent(peer: impl AsFd) -> bool {
 }
 
 /// The number of bytes that a read of one would get: 0 at the end of the stream.
-fn peek(client: impl AsFd) -> io::Result<usize> {
+pub(super) fn peek(peer: impl AsFd) -> io::Result<usize> {
     let mut byte = [0_u8; 1];
-    let (_, length) = rustix::net::recv(client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    let (_, length) = rustix::net::recv(peer, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
     Ok(length)
 }

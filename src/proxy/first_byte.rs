@@ -183,15 +183,13 @@ async fn another(
     }
 }
 
-/// Waits for a byte.
+/// Waits for a byte; for ever if the endpoint ends without one.
 async fn answers(upstream: &Watched<'_>) {
     loop {
-        let Ok(mut ready) = upstream.readable().await else { return std::future::pending().await };
-        match peek(upstream.get_ref()) {
-            Ok(1..) => return,
-            Ok(_) => return std::future::pending().await,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-            Err(_) => return std::future::pending().await,
+        match heard(upstream, upstream.readable().await) {
+            None => {}
+            Some(Answer::Settled) => return,
+            Some(_) => return std::future::pending().await,
         }
     }
 }
@@ -259,7 +257,7 @@ fn heard<'a>(
     ready: io::Result<AsyncFdReadyGuard<'a, BorrowedFd<'a>>>,
 ) -> Option<Answer> {
     let Ok(mut ready) = ready else { return Some(Answer::Ended) };
-    match peek(upstream.get_ref()) {
+    match connect::peek(upstream.get_ref()) {
         Ok(1..) => Some(Answer::Settled),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             ready.clear_ready();
@@ -360,10 +358,4 @@ impl Head {
             Ok(true)
         })
     }
-}
-
-fn peek(socket: impl AsFd) -> io::Result<usize> {
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let (_, here) = rustix::net::recv(socket, &mut [0_u8; 1][..], flags)?;
-    Ok(here)
 }

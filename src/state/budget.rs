@@ -28,8 +28,7 @@ pub const ALWAYS: u64 = 10;
 /// What is measured at a pool; lives as long as its name.
 #[derive(Debug, Default)]
 pub struct PoolCell {
-    sessions: Lanes<Window>,
-    begun: Lanes<AtomicU64>,
+    lanes: Lanes<PoolLane>,
     extra: Window,
     hedges: AtomicU64,
     won: AtomicU64,
@@ -42,13 +41,20 @@ pub struct PoolCell {
     next_look: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct PoolLane {
+    /// Sessions that began since the start, and of late.
+    begun: AtomicU64,
+    recent: Window,
+}
+
 impl PoolCell {
     /// A session of this pool begins.
     pub fn begin(&self, now: Instant) {
         let second = second(now);
-        self.sessions.with(|window| window.add(second));
-        self.begun.with(|count| {
-            count.fetch_add(1, Relaxed);
+        self.lanes.with(|lane| {
+            lane.begun.fetch_add(1, Relaxed);
+            lane.recent.add(second);
         });
     }
 
@@ -93,20 +99,19 @@ impl PoolCell {
 
     /// Extra attempts that may be made now.
     pub fn left(&self, percent: u8, now: Instant) -> u64 {
-        let second = second(now);
-        let sessions = self.sessions.sum(|window| window.sum(second));
-        (ALWAYS + sessions * u64::from(percent) / 100).saturating_sub(self.extra.sum(second))
+        let (sessions, extra) = self.recent(now);
+        (ALWAYS + sessions * u64::from(percent) / 100).saturating_sub(extra)
     }
 
     /// Sessions that began since the start.
     pub fn sessions(&self) -> u64 {
-        self.begun.sum(|count| count.load(Relaxed))
+        self.lanes.sum(|lane| lane.begun.load(Relaxed))
     }
 
     /// Sessions that began in the last ten seconds, and extra attempts in the same time.
     pub fn recent(&self, now: Instant) -> (u64, u64) {
         let second = second(now);
-        (self.sessions.sum(|window| window.sum(second)), self.extra.sum(second))
+        (self.lanes.sum(|lane| lane.recent.sum(second)), self.extra.sum(second))
     }
 
     /// An extra attempt was the first to connect.

@@ -109,8 +109,7 @@ impl EndpointCell {
 
     /// An attempt failed.
     pub fn connect_failed(&self, cause: Cause) {
-        // What this machine lacks says nothing about the endpoint.
-        if !matches!(cause, Cause::Overloaded | Cause::Exhausted | Cause::Local) {
+        if !cause.is_ours() {
             self.in_vain.fetch_add(1, Relaxed);
         }
         self.lanes.with(|lane| {

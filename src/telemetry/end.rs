@@ -160,6 +160,12 @@ impl Cause {
         }
     }
 
+    /// True for what this machine lacks or refuses: it says nothing about an endpoint.
+    #[must_use]
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Self::Overloaded | Self::Exhausted | Self::Local)
+    }
+
     /// What an I/O error on a peer's socket means for the session.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {

@@ -40,7 +40,7 @@ pub(super) use self::{
     slots::{Slots, Token},
 };
 use super::{
-    connect::{self, Place},
+    connect::{self, First, Place},
     peer::Peer,
     relay,
     session::{Books, Handover},
@@ -313,12 +313,11 @@ impl Engine {
 
     /// Carries a session from its beginning.
     fn begin(&mut self, client: Peer, mut books: Books) {
-        // The wait for a first byte is the tokio half's.
-        if connect::is_watched(&books) {
-            return self.hand_over(client, books, None);
-        }
-        let Some(plan) = connect::plan(&mut books, &[], false) else {
-            return books.close(connect::NO_ENDPOINT);
+        let plan = match connect::first(&mut books) {
+            First::Dial(plan) => plan,
+            // The wait for a first byte is the tokio half's.
+            First::Watch => return self.hand_over(client, books, None),
+            First::Nobody => return books.close(connect::NO_ENDPOINT),
         };
         // A spare that has ended under a session was enough.
         let wanted = (books.attempts == 0).then_some((&*plan.endpoint, books.generation));
