@@ -65,17 +65,7 @@ fn pool(name: &str, balance: Balance) -> Pool {
     };
     let tiers = vec![tier(&[("aws", 1, 90), ("gcp", 2, 10)]), tier(&[("azure", 3, 100)])];
     let connect = Connect::plain(Duration::from_secs(1), 4, Duration::from_secs(4));
-    Pool {
-        name,
-        balance,
-        tiers,
-        connect,
-        all_down: None,
-        spilled: 0,
-        reserve: Vec::new(),
-        trials: Vec::new(),
-        cell: Arc::default(),
-    }
+    Pool::new(name, balance, tiers, connect)
 }
 
 fn group(pool: &PoolName, cloud: &str, net: u8, balance: Balance) -> Group {

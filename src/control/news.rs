@@ -185,16 +185,10 @@ mod tests {
             cell: Arc::default(),
         };
         let timeout = Duration::from_secs(1);
+        let tiers = if clouds.is_empty() { Vec::new() } else { vec![tier] };
         let pool = Pool {
-            name: PoolName::from("p"),
-            balance: Balance::Random,
-            tiers: if clouds.is_empty() { Vec::new() } else { vec![tier] },
-            connect: Connect::plain(timeout, 1, timeout),
             all_down,
-            spilled: 0,
-            reserve: Vec::new(),
-            trials: Vec::new(),
-            cell: Arc::default(),
+            ..Pool::new(PoolName::from("p"), Balance::Random, tiers, Connect::plain(timeout, 1, timeout))
         };
         Snapshot { generation: Generation(generation), listeners: Vec::new(), pools: vec![Arc::new(pool)] }
     }

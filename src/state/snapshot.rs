@@ -87,6 +87,24 @@ pub struct Pool {
     pub cell: Arc<PoolCell>,
 }
 
+impl Pool {
+    /// A pool in which all is well: nothing is spilled, in reserve or on trial.
+    #[must_use]
+    pub fn new(name: PoolName, balance: Balance, tiers: Vec<Tier>, connect: Connect) -> Self {
+        Self {
+            name,
+            balance,
+            tiers,
+            connect,
+            all_down: None,
+            spilled: 0,
+            reserve: Vec::new(),
+            trials: Vec::new(),
+            cell: Arc::default(),
+        }
+    }
+}
+
 /// What happens to sessions of a pool whose endpoints are all down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllDown {

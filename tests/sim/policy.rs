@@ -215,21 +215,17 @@ impl Checks {
     fn publish(&mut self, tiers: Vec<Tier>, all_down: bool, refuses: bool) {
         let (timeout, attempts) = (self.pool.connect_timeout, self.pool.attempts);
         let how = if refuses { AllDown::Refuse } else { AllDown::TryAnyway };
+        let balance = match self.pool.balance {
+            config::Balance::LeastSessions => twinspan::balance::Balance::LeastSessions,
+            config::Balance::LeastLatency => twinspan::balance::Balance::LeastLatency,
+            config::Balance::RoundRobin => twinspan::balance::Balance::RoundRobin,
+            config::Balance::Random | config::Balance::SourceHash => twinspan::balance::Balance::Random,
+        };
+        let connect = Connect::plain(timeout, attempts, timeout * u32::from(attempts));
         let pool = Pool {
-            name: self.pool.name.clone(),
-            balance: match self.pool.balance {
-                config::Balance::LeastSessions => twinspan::balance::Balance::LeastSessions,
-                config::Balance::LeastLatency => twinspan::balance::Balance::LeastLatency,
-                config::Balance::RoundRobin => twinspan::balance::Balance::RoundRobin,
-                config::Balance::Random | config::Balance::SourceHash => twinspan::balance::Balance::Random,
-            },
-            tiers,
-            connect: Connect::plain(timeout, attempts, timeout * u32::from(attempts)),
             all_down: all_down.then_some(how),
-            spilled: 0,
-            reserve: Vec::new(),
-            trials: Vec::new(),
             cell: Arc::clone(&self.cell),
+            ..Pool::new(self.pool.name.clone(), balance, tiers, connect)
         };
         let generation = self.snapshot.generation.next();
         self.snapshot = Arc::new(Snapshot { generation, listeners: Vec::new(), pools: vec![Arc::new(pool)] });

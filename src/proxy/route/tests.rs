@@ -29,17 +29,7 @@ fn pool(balance: Balance, tiers: &[&[(&str, u32, usize)]]) -> Pool {
         })
         .collect();
     let connect = Connect::plain(Duration::from_secs(1), 4, Duration::from_secs(4));
-    Pool {
-        name: PoolName::from("p"),
-        balance,
-        tiers,
-        connect,
-        all_down: None,
-        spilled: 0,
-        reserve: Vec::new(),
-        trials: Vec::new(),
-        cell: Arc::default(),
-    }
+    Pool::new(PoolName::from("p"), balance, tiers, connect)
 }
 
 fn group(balance: Balance, cloud: &str, number: u8, count: usize) -> Group {

@@ -263,25 +263,13 @@ fn publish_turns(
         maglev: None,
         cell: Arc::default(),
     };
-    let pool = Arc::new(Pool {
-        name: before.name.clone(),
-        balance: Balance::RoundRobin,
-        tiers: vec![Tier { groups: vec![group], shares: Shares::new([1]), cell: Arc::default() }],
-        connect: MOVE,
-        all_down: None,
-        spilled: 0,
-        reserve: Vec::new(),
+    let tiers = vec![Tier { groups: vec![group], shares: Shares::new([1]), cell: Arc::default() }];
+    let pool = Pool {
         trials: vec![Arc::clone(&trial)],
         cell: Arc::clone(&before.cell),
-    });
-    let listener =
-        Listener { cell: Arc::clone(&plane.cell), pool: Arc::clone(&pool), limits: Arc::new(LIMITS) };
-    let generation = snapshot.generation.next();
-    plane.shared.publish(Arc::new(Snapshot {
-        generation,
-        listeners: vec![Arc::new(listener)],
-        pools: vec![pool],
-    }));
+        ..Pool::new(before.name.clone(), Balance::RoundRobin, tiers, MOVE)
+    };
+    put_in_force(&plane.shared, &plane.cell, pool, LIMITS);
     (endpoints, trial)
 }
 

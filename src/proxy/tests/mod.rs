@@ -141,17 +141,13 @@ fn publish(
         };
         Tier { groups: vec![group], shares: Shares::new([1]), cell: Arc::new(GroupCell::default()) }
     };
-    let pool = Arc::new(Pool {
-        name: PoolName::from("p"),
-        balance: Balance::RoundRobin,
-        tiers: endpoints.iter().enumerate().map(tier).collect(),
-        connect,
-        all_down: None,
-        spilled: 0,
-        reserve: Vec::new(),
-        trials: Vec::new(),
-        cell: Arc::default(),
-    });
+    let tiers = endpoints.iter().enumerate().map(tier).collect();
+    put_in_force(shared, cell, Pool::new(PoolName::from("p"), Balance::RoundRobin, tiers, connect), limits);
+}
+
+/// Has this pool serve the listener.
+fn put_in_force(shared: &Shared, cell: &Arc<ListenerCell>, pool: Pool, limits: SessionLimits) {
+    let pool = Arc::new(pool);
     let listener = Listener { cell: Arc::clone(cell), pool: Arc::clone(&pool), limits: Arc::new(limits) };
     let generation = Generation(shared.snapshot().generation.0 + 1);
     shared.publish(Arc::new(Snapshot { generation, listeners: vec![Arc::new(listener)], pools: vec![pool] }));

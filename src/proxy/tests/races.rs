@@ -296,25 +296,12 @@ async fn an_endpoint_on_trial_is_given_one_session_for_each_permit() {
             shares: Shares::new([1]),
             cell: Arc::default(),
         });
-        let pool = Arc::new(Pool {
-            name: before.name.clone(),
-            balance: before.balance,
-            tiers: tiers.collect(),
-            connect: RACE,
-            all_down: None,
-            spilled: 0,
-            reserve: Vec::new(),
+        let pool = Pool {
             trials: vec![Arc::clone(&trial)],
             cell: Arc::clone(&before.cell),
-        });
-        let listener =
-            Listener { cell: Arc::clone(&plane.cell), pool: Arc::clone(&pool), limits: Arc::new(LIMITS) };
-        let generation = plane.shared.snapshot().generation.next();
-        plane.shared.publish(Arc::new(Snapshot {
-            generation,
-            listeners: vec![Arc::new(listener)],
-            pools: vec![pool],
-        }));
+            ..Pool::new(before.name.clone(), before.balance, tiers.collect(), RACE)
+        };
+        put_in_force(&plane.shared, &plane.cell, pool, LIMITS);
         for (permits, sessions) in [(0, 0), (1, 1), (2, 3)] {
             trial.cell.permit(permits);
             for _ in 0..5 {

@@ -349,17 +349,9 @@ fn the_workers_parts_add_up_and_follow_the_weights() {
 /// A pool of tiers of one cloud each, as a snapshot has it.
 fn pool(spares: u16, all_down: Option<AllDown>, tiers: Vec<Group>) -> Arc<Pool> {
     let tier = |group| Tier { groups: vec![group], shares: Shares::new([1]), cell: Arc::default() };
-    Arc::new(Pool {
-        name: PoolName::from("p"),
-        balance: Balance::Random,
-        tiers: tiers.into_iter().map(tier).collect(),
-        connect: Connect { spares, ..Connect::plain(SECOND, 1, SECOND) },
-        all_down,
-        spilled: 0,
-        reserve: Vec::new(),
-        trials: Vec::new(),
-        cell: Arc::default(),
-    })
+    let connect = Connect { spares, ..Connect::plain(SECOND, 1, SECOND) };
+    let tiers = tiers.into_iter().map(tier).collect();
+    Arc::new(Pool { all_down, ..Pool::new(PoolName::from("p"), Balance::Random, tiers, connect) })
 }
 
 fn listener(pool: &Arc<Pool>, idle: Duration) -> Arc<Listener> {
