@@ -16,3 +16,5 @@ pub mod proxy;
 pub mod state;
 pub mod sys;
 pub mod telemetry;
+pub mod tls;
+pub mod wire;

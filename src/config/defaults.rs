@@ -146,3 +146,15 @@ pub const UP_ABOVE: u8 = 50;
 
 /// Caches fill and pools of connections grow within half a minute.
 pub const RECOVERY_TIME: Duration = Duration::from_secs(30);
+
+/// A balancer writes its header at once; five seconds bear a lost segment or two.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A handshake takes two or three round trips; ten seconds bear the worst path, and bound what a silent client holds.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Twice the longest hello that is seen in the field (post-quantum shares, a long session ticket).
+pub const HELLO_BYTES: u32 = 32 * 1024;
+
+/// A ticket key that leaks opens the sessions of as long as it was used.
+pub const TICKET_LIFETIME: Duration = Duration::from_secs(12 * 3600);

@@ -2,6 +2,7 @@
 //! Nothing downstream checks again: what cannot be served cannot be expressed here.
 
 pub mod defaults;
+mod edge;
 mod effective;
 mod file;
 mod judging;
@@ -23,6 +24,11 @@ pub use crate::net::{Bind, Keepalive, Outgoing, Tuning};
 pub(crate) use parse::is_this_machine;
 pub(crate) use report::counted;
 pub use {
+    edge::{
+        Access, Admission, ClientCertificates, ClientTrust, Destination, Entry, EntryTimes, Intercept,
+        KeyPair, ListenerTls, NamePattern, PoolTls, ProxyIn, ProxyOut, Route, SniPattern, Target, TlsVersion,
+        Tlv, Towards,
+    },
     effective::effective,
     judging::{Domain, Ejection, Restraint},
     load::{load, parse},

@@ -1,0 +1,1 @@
+//! TLS settings made of the operator's files: certificates, keys, trust, tickets.

@@ -1,0 +1,1 @@
+//! Bytes to meaning: what a client says first. Knows no sockets, no clock and nothing else of ours.
