@@ -72,7 +72,7 @@ fn route(balance: Balance) {
     counted(|n| {
         let snapshot = shared.snapshot();
         let facts = Facts { client: client(n), tried: &[], spread: false };
-        let pool = &snapshot.listener(&listener)?.pool;
+        let pool = snapshot.listener(&listener)?.target.pool()?;
         choose(pool, &facts, &mut rng).map(|endpoint| endpoint.address())
     });
 }
@@ -83,11 +83,11 @@ fn route_after_a_failure() {
     let mut rng = SmallRng::seed_from_u64(7);
     let snapshot = shared.snapshot();
     let first = snapshot.listener(&listener).and_then(|listener| {
-        choose(&listener.pool, &Facts { client: client(0), tried: &[], spread: false }, &mut rng)
+        choose(listener.target.pool()?, &Facts { client: client(0), tried: &[], spread: false }, &mut rng)
     });
     let tried: Vec<Arc<EndpointIdentity>> = first.iter().map(|first| Arc::clone(&first.identity)).collect();
     counted(|n| {
-        let pool = &snapshot.listener(&listener)?.pool;
+        let pool = snapshot.listener(&listener)?.target.pool()?;
         choose(pool, &Facts { client: client(n), tried: &tried, spread: false }, &mut rng)
             .map(|endpoint| endpoint.address())
     });
@@ -133,7 +133,9 @@ fn relay_turns() -> anyhow::Result<()> {
     let snapshot = shared.snapshot();
     let listener = snapshot.listener(&cell).context("no listener")?;
     let facts = Facts { client: client(0), tried: &[], spread: false };
-    let endpoint = Arc::clone(choose(&listener.pool, &facts, &mut rng).context("no endpoint")?);
+    let endpoint = Arc::clone(
+        listener.target.pool().and_then(|pool| choose(pool, &facts, &mut rng)).context("no endpoint")?,
+    );
     let (mut client, near) = pair()?;
     let (mut endpoint_side, far) = pair()?;
     let mut session = Alone::new(near.into(), far.into(), &shared, listener, endpoint);

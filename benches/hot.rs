@@ -45,7 +45,7 @@ fn route(criterion: &mut Criterion) {
             bencher.iter(|| {
                 n += 1;
                 let snapshot = shared.snapshot();
-                let pool = &snapshot.listener(&listener)?.pool;
+                let pool = snapshot.listener(&listener)?.target.pool()?;
                 let facts = Facts { client: client(black_box(n)), tried: &[], spread: false };
                 choose(pool, &facts, &mut rng).map(|endpoint| endpoint.address())
             });

@@ -132,7 +132,7 @@ impl App {
                     drop(tokio::spawn(signals.obey()));
                 }
                 // The receiver is gone only if the start was given up.
-                control.run(|| ready.send(()).unwrap_or_default()).await
+                Box::pin(control.run(|| ready.send(()).unwrap_or_default())).await
             });
             // A name that is still being looked up must not hold up the end.
             runtime.shutdown_background();

@@ -156,6 +156,41 @@ impl FromStr for SessionHandle {
     }
 }
 
+/// A TLV of a PROXY header of version 2 that routes and logs know by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tlv {
+    /// PP2_TYPE_AUTHORITY (0x02): the server name that the balancer before us saw.
+    Authority,
+    /// PP2_TYPE_ALPN (0x01).
+    Alpn,
+    /// PP2_TYPE_UNIQUE_ID (0x05), in hexadecimal digits where it is no text.
+    UniqueId,
+    /// PP2_TYPE_NETNS (0x30).
+    Netns,
+    /// PP2_TYPE_AWS (0xEA), subtype 1: the id of a VPC endpoint.
+    AwsVpcEndpoint,
+    /// PP2_TYPE_GCP (0xE0): the id of a Private Service Connect connection, a number.
+    GcpPscConnection,
+    /// PP2_TYPE_AZURE (0xEE), subtype 1: the link id of a private endpoint, a number.
+    AzurePrivateLink,
+}
+
+impl Tlv {
+    /// The word in the config and in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Authority => "authority",
+            Self::Alpn => "alpn",
+            Self::UniqueId => "unique_id",
+            Self::Netns => "netns",
+            Self::AwsVpcEndpoint => "aws_vpc_endpoint",
+            Self::GcpPscConnection => "gcp_psc_connection",
+            Self::AzurePrivateLink => "azure_private_link",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ pub(crate) fn bridge(balance: Balance) -> (Shared, Arc<ListenerCell>) {
     let shared = Shared::new(reports, sockets, SessionLog::off());
     let listeners: Vec<_> = (0..SERVICES).map(|number| listener(number, balance)).collect();
     let middle = listeners.get(listeners.len() / 2).map(|listener| Arc::clone(&listener.cell));
-    let pools = listeners.iter().map(|listener| Arc::clone(&listener.pool)).collect();
+    let pools = listeners.iter().filter_map(|listener| listener.target.pool().map(Arc::clone)).collect();
     shared.publish(Arc::new(Snapshot { generation: Generation(1), listeners, pools }));
     let nobody = || Arc::new(ListenerCell::new(ListenerName::from("none"), client(0)));
     (shared, middle.unwrap_or_else(nobody))
@@ -49,11 +49,8 @@ fn listener(number: u16, balance: Balance) -> Arc<Listener> {
         upstream_timeout: Duration::from_secs(30),
         keepalive: Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 },
     };
-    Arc::new(Listener {
-        cell: Arc::new(ListenerCell::new(ListenerName::from(name.as_str()), address)),
-        pool: Arc::new(pool(&name, balance)),
-        limits: Arc::new(limits),
-    })
+    let cell = Arc::new(ListenerCell::new(ListenerName::from(name.as_str()), address));
+    Arc::new(Listener::plain(cell, Arc::new(pool(&name, balance)), limits))
 }
 
 fn pool(name: &str, balance: Balance) -> Pool {

@@ -158,3 +158,6 @@ pub const HELLO_BYTES: u32 = 32 * 1024;
 
 /// A ticket key that leaks opens the sessions of as long as it was used.
 pub const TICKET_LIFETIME: Duration = Duration::from_secs(12 * 3600);
+
+/// At 16 KiB each, clients that never finish a handshake can hold 160 MB.
+pub const MAX_HANDSHAKES: u32 = 10_000;

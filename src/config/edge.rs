@@ -1,12 +1,15 @@
 //! What stands at the edge of the process, towards clients and towards endpoints: TLS, PROXY headers, routes by what a
 //! client says, interception, and who may come in, and how much.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 
 use super::defaults;
-use crate::ids::PoolName;
+use crate::{
+    ids::{PoolName, Tlv},
+    net::Intercept,
+};
 
 /// What a listener does with a connection before it has a pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct EntryTimes {
     pub handshake: Duration,
     /// The longest ClientHello that is read, in bytes.
     pub hello_bytes: u32,
+    /// Sessions that may be in this state at once.
+    pub at_once: u32,
 }
 
 impl Default for EntryTimes {
@@ -44,6 +49,7 @@ impl Default for EntryTimes {
             header: defaults::HEADER_TIMEOUT,
             handshake: defaults::HANDSHAKE_TIMEOUT,
             hello_bytes: defaults::HELLO_BYTES,
+            at_once: defaults::MAX_HANDSHAKES,
         }
     }
 }
@@ -58,18 +64,6 @@ pub enum ProxyIn {
     Required(Vec<IpNet>),
     /// From these networks a connection may begin with one; what others send is payload. Never empty.
     Optional(Vec<IpNet>),
-}
-
-/// How connections come that were meant for other addresses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Intercept {
-    /// Not at all.
-    #[default]
-    Off,
-    /// By a REDIRECT rule: the kernel knows the original destination (SO_ORIGINAL_DST).
-    Redirect,
-    /// By a TPROXY rule: the local address is the original destination (IP_TRANSPARENT).
-    Tproxy,
 }
 
 /// A version of TLS.
@@ -216,25 +210,6 @@ pub struct Destination {
     pub port: Option<u16>,
 }
 
-/// A TLV of a PROXY header of version 2 that routes know by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tlv {
-    /// PP2_TYPE_AUTHORITY (0x02): the server name that the balancer before us saw.
-    Authority,
-    /// PP2_TYPE_ALPN (0x01).
-    Alpn,
-    /// PP2_TYPE_UNIQUE_ID (0x05), in hexadecimal digits where it is no text.
-    UniqueId,
-    /// PP2_TYPE_NETNS (0x30).
-    Netns,
-    /// PP2_TYPE_AWS (0xEA), subtype 1: the id of a VPC endpoint.
-    AwsVpcEndpoint,
-    /// PP2_TYPE_GCP (0xE0): the id of a Private Service Connect connection, a number.
-    GcpPscConnection,
-    /// PP2_TYPE_AZURE (0xEE), subtype 1: the link id of a private endpoint, a number.
-    AzurePrivateLink,
-}
-
 /// Who may come in: the longest matching network decides; what none matches may, unless only `allow` has entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
@@ -255,8 +230,6 @@ pub struct Admission {
     pub source_sessions: Option<u32>,
     /// New sessions of one source a second.
     pub source_rate: Option<u32>,
-    /// Sessions that may be before their endpoint is chosen (headers, hellos, handshakes) at once.
-    pub handshakes: Option<u32>,
     /// Bytes a second of one session, each direction.
     pub bandwidth: Option<u64>,
 }
@@ -281,5 +254,29 @@ impl Entry {
     #[must_use]
     pub fn is_plain(&self) -> bool {
         *self == Self { times: self.times, ..Self::default() }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refuse => f.write_str("-"),
+            Self::Pool(pool) => pool.fmt(f),
+            Self::AsAsked => f.write_str(AS_ASKED),
+        }
+    }
+}
+
+/// The name of the pool that stands for addresses which clients asked for.
+pub const AS_ASKED: &str = "as-asked";
+
+impl Target {
+    /// The pool, if it is one of the file.
+    #[must_use]
+    pub const fn pool(&self) -> Option<&PoolName> {
+        match self {
+            Self::Pool(pool) => Some(pool),
+            Self::Refuse | Self::AsAsked => None,
+        }
     }
 }

@@ -8,6 +8,7 @@ mod file;
 mod judging;
 mod keys;
 mod load;
+mod names;
 mod parse;
 mod problem;
 #[cfg(test)]
@@ -20,14 +21,17 @@ mod tests;
 mod values;
 mod words;
 
-pub use crate::net::{Bind, Keepalive, Outgoing, Tuning};
+pub use crate::{
+    ids::Tlv,
+    net::{Bind, Intercept, Keepalive, Outgoing, Tuning},
+};
 pub(crate) use parse::is_this_machine;
 pub(crate) use report::counted;
 pub use {
     edge::{
-        Access, Admission, ClientCertificates, ClientTrust, Destination, Entry, EntryTimes, Intercept,
+        AS_ASKED, Access, Admission, ClientCertificates, ClientTrust, Destination, Entry, EntryTimes,
         KeyPair, ListenerTls, NamePattern, PoolTls, ProxyIn, ProxyOut, Route, SniPattern, Target, TlsVersion,
-        Tlv, Towards,
+        Towards,
     },
     effective::effective,
     judging::{Domain, Ejection, Restraint},
@@ -73,6 +77,8 @@ pub struct Config {
     pub engine: bool,
     /// How long sessions may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// The memory beyond which new sessions are reset.
+    pub max_memory: MaxMemory,
     /// Logging.
     pub log: Log,
     /// Where `status` asks.
@@ -85,6 +91,18 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// Listeners, in the order of the file.
     pub listeners: Vec<Listener>,
+}
+
+/// The memory beyond which new sessions are reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MaxMemory {
+    /// Nine tenths of what the cgroup allows, if it sets a limit.
+    #[default]
+    OfCgroup,
+    /// So many bytes.
+    Bytes(u64),
+    /// None.
+    Off,
 }
 
 /// What is logged, and how.
@@ -198,6 +216,8 @@ pub struct Pool {
     pub attempts: u8,
     /// Connections kept ready for each cloud, by all workers together.
     pub preconnect: u16,
+    /// What endpoints are given besides sessions.
+    pub towards: Towards,
     /// How a session finds its endpoint: races, replays, queues.
     pub connecting: Connecting,
     /// How long an endpoint that comes back is given less than its weight; zero is off.
@@ -373,8 +393,10 @@ pub struct Listener {
     pub name: ListenerName,
     /// Where it accepts.
     pub bind: Bind,
-    /// What serves it.
-    pub pool: PoolName,
+    /// What serves it; with routes, what serves sessions that no route is for.
+    pub target: Target,
+    /// What comes before that.
+    pub entry: Entry,
     /// With no byte in either direction for this long, a session is reset.
     pub idle_timeout: Duration,
     /// After one direction has ended, how long the other may be silent.
@@ -391,6 +413,14 @@ pub struct Listener {
     pub fast_open: Option<u32>,
     /// Other options of its sockets, inherited by accepted ones.
     pub tuning: Tuning,
+}
+
+impl Listener {
+    /// The pools that its sessions may come to: those of its routes, then its own.
+    pub fn pools(&self) -> impl Iterator<Item = &PoolName> {
+        let routed = self.entry.routes.iter().map(|route| &route.target);
+        routed.chain([&self.target]).filter_map(Target::pool)
+    }
 }
 
 impl Balance {

@@ -89,6 +89,10 @@ codes! {
     Source = 1020,
     /// Two limits in the wrong order: `up_above` not above `down_below`, or an ejection's `max` below its `base`.
     Order = 1021,
+    /// A listener or a route that says two things about where its sessions go, or nothing.
+    Route = 1022,
+    /// Settings of TLS, of PROXY headers or of access that do not fit together.
+    Edge = 1023,
     /// A pool whose endpoints are never probed.
     NoHealth = 1101,
     /// A pool that no listener uses.
@@ -116,6 +120,8 @@ impl Code {
                 | Self::UndefinedCloud
                 | Self::NoEndpoints
                 | Self::Policy
+                | Self::Route
+                | Self::Edge
                 | Self::NoHealth
                 | Self::UnusedPool
                 | Self::UnusedCloud

@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Address, AdminBind, problem::Code, sockets};
+use super::{Address, AdminBind, Destination, NamePattern, SniPattern, names, problem::Code, sockets};
 use crate::net::Dscp;
 
 /// Why a text is not what it should be, and what to write instead.
@@ -135,6 +136,25 @@ texts! {
     /// A network interface.
     InterfaceText(String) = "interface", "the name of an interface", sockets::interface,
         { "minLength": 1, "maxLength": 15 };
+    /// A network.
+    NetText(IpNet) = "network", "a network or an address", names::network, { "minLength": 2 };
+    /// A server name in a route.
+    SniText(SniPattern) = "server-name", "a server name, or `*.` and a name", names::sni, { "minLength": 1 };
+    /// A protocol of ALPN.
+    AlpnText(String) = "alpn", "the name of a protocol", names::alpn, { "minLength": 1, "maxLength": 255 };
+    /// What a client asked for.
+    DestinationText(Destination) = "destination", "a network, a port, or both", names::destination,
+        { "minLength": 2 };
+    /// The value of a TLV.
+    TlvText(String) = "tlv", "a text of 1 to 256 characters", names::tlv, { "minLength": 1, "maxLength": 256 };
+    /// A pattern for names in certificates.
+    NameRuleText(NamePattern) = "certificate-name", "a DNS name or a SPIFFE id", names::rule, { "minLength": 1 };
+    /// The name that an endpoint's certificate is for.
+    ServerNameText(String) = "tls-name", "a DNS name or an IP address", names::server_name, { "minLength": 1 };
+    /// How long ticket keys live; `None` is off.
+    TicketsText(Option<Duration>) = "tickets", "a time with its unit, or \"off\"", names::tickets, {};
+    /// A number of bytes; `None` is off.
+    CountText(Option<u64>) = "bytes-count", "a number of bytes with its unit, or \"off\"", names::count, {};
     /// A class or a range of HTTP status codes.
     StatusText((u16, u16)) = "http-status", "a class or a range of status codes", status,
         { "pattern": "^([1-5]xx|[1-5][0-9][0-9](-[1-5][0-9][0-9])?)$" };
@@ -291,7 +311,7 @@ fn host_and_port(text: &str) -> Result<Address, Mistake> {
 }
 
 /// A name that a resolver could be asked for. `10.0.0.300` is not one: a last part of digits means an address.
-fn is_host_name(host: &str) -> bool {
+pub(super) fn is_host_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let part = |part: &str| {
         (1..=63).contains(&part.len())

@@ -5,7 +5,7 @@ use std::{borrow::Cow, marker::PhantomData};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Balance, Level, LogFormat, Replay, SessionLines, WhenAllDown};
+use super::{Balance, Intercept, Level, LogFormat, Replay, SessionLines, TlsVersion, WhenAllDown};
 
 /// A choice with a word for each case.
 pub(super) trait Vocabulary: Copy + PartialEq + 'static {
@@ -81,6 +81,53 @@ impl Vocabulary for WhenAllDown {
         &[("try_anyway", Self::TryAnyway), ("refuse", Self::Refuse)];
 }
 
+/// Whether PROXY headers are read; which ones are believed stands beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyInWord {
+    Off,
+    Optional,
+    Required,
+}
+
+/// Whether PROXY headers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyOutWord {
+    Off,
+    V1,
+    V2,
+}
+
+/// Whether clients show certificates; which ones are right stands beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientWord {
+    Off,
+    Optional,
+    Required,
+}
+
+impl Vocabulary for ProxyInWord {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("optional", Self::Optional), ("required", Self::Required)];
+}
+
+impl Vocabulary for ProxyOutWord {
+    const WORDS: &'static [(&'static str, Self)] = &[("off", Self::Off), ("v1", Self::V1), ("v2", Self::V2)];
+}
+
+impl Vocabulary for ClientWord {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("optional", Self::Optional), ("required", Self::Required)];
+}
+
+impl Vocabulary for Intercept {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("redirect", Self::Redirect), ("tproxy", Self::Tproxy)];
+}
+
+impl Vocabulary for TlsVersion {
+    const WORDS: &'static [(&'static str, Self)] = &[("1.2", Self::V12), ("1.3", Self::V13)];
+}
+
 /// One word of a vocabulary, as it stands in the file.
 pub(super) struct Word<T>(pub(super) T);
 
@@ -138,5 +185,10 @@ mod tests {
         each_word_means_its_case::<Balance>();
         each_word_means_its_case::<WhenAllDown>();
         each_word_means_its_case::<Replay>();
+        each_word_means_its_case::<ProxyInWord>();
+        each_word_means_its_case::<ProxyOutWord>();
+        each_word_means_its_case::<ClientWord>();
+        each_word_means_its_case::<Intercept>();
+        each_word_means_its_case::<TlsVersion>();
     }
 }

@@ -2,23 +2,26 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+use rustls::{ClientConfig, ServerConfig};
 use tokio::time::Instant;
 
 use super::{
     brain::Notice,
+    compile::as_asked,
     health::Verdict,
     verdicts::{self, CloudFacts, MemberFacts, PATIENCE, PoolFacts, Verdicts},
 };
 use crate::{
     balance::Maglev,
     config::{self, Address, Config},
-    ids::{CloudName, EndpointIdentity, EndpointKey, PoolName},
+    ids::{CloudName, EndpointIdentity, EndpointKey, ListenerName, PoolName},
     net::{Bind, Outgoing},
-    state::{EndpointCell, GroupCell, Listener, ListenerCell, PoolCell},
+    state::{EndpointCell, Entry, GroupCell, Listener, ListenerCell, Pool, PoolCell},
 };
 
 /// A name as the config gives it: pool, host, port.
@@ -72,6 +75,12 @@ pub(super) struct Inputs {
     pub(super) tier_cells: HashMap<(PoolName, usize), Arc<GroupCell>>,
     pub(super) group_cells: HashMap<(PoolName, CloudName), Arc<GroupCell>>,
     pub(super) maglevs: HashMap<(PoolName, CloudName), KeptMaglev>,
+    /// What comes before a pool, by listener, and the config that it was made of.
+    pub(super) entries: HashMap<ListenerName, (config::Entry, Arc<Entry>)>,
+    /// The pool of sessions that go where their client asked.
+    pub(super) as_asked: Arc<Pool>,
+    /// TLS as the files have it.
+    pub(super) tls: TlsInForce,
     resolved: HashMap<Name, Vec<SocketAddr>>,
     cells: HashMap<EndpointKey, (Arc<EndpointIdentity>, Arc<EndpointCell>)>,
     /// Where the admin API and telemetry listen, as long as the process lives.
@@ -87,6 +96,22 @@ pub(super) fn listed(addresses: &[SocketAddr]) -> String {
     let mut addresses = addresses.to_vec();
     addresses.sort_unstable();
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// TLS settings made of the files that the config names.
+#[derive(Clone, Default)]
+pub(super) struct TlsInForce {
+    /// Where TLS ends, by listener.
+    pub(super) servers: HashMap<ListenerName, Arc<ServerConfig>>,
+    /// Where it begins, by pool.
+    pub(super) clients: HashMap<PoolName, Arc<ClientConfig>>,
+}
+
+/// Without the settings, which have keys in them.
+impl fmt::Debug for TlsInForce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} listeners, {} pools", self.servers.len(), self.clients.len())
+    }
 }
 
 impl Opinion {
@@ -112,6 +137,9 @@ impl Inputs {
             tier_cells: HashMap::new(),
             group_cells: HashMap::new(),
             maglevs: HashMap::new(),
+            entries: HashMap::new(),
+            as_asked: as_asked(),
+            tls: TlsInForce::default(),
             resolved: HashMap::new(),
             cells: HashMap::new(),
             servers,
@@ -147,6 +175,8 @@ impl Inputs {
         self.tier_cells.retain(|(pool, _), _| pools.contains(pool));
         self.group_cells.retain(|(pool, _), _| pools.contains(pool));
         self.maglevs.retain(|(pool, _), _| pools.contains(pool));
+        let names: HashSet<&ListenerName> = self.listeners.iter().map(|open| &open.config.name).collect();
+        self.entries.retain(|name, _| names.contains(name));
         let notices = config.pools.iter().flat_map(|pool| self.gather(pool, now)).collect();
         let alive: HashSet<EndpointKey> =
             self.members.values().flatten().map(|member| member.identity.key()).collect();
@@ -229,6 +259,16 @@ impl Inputs {
         let clouds = self.config.clouds.iter();
         let clouds = clouds.map(|cloud| CloudFacts { name: cloud.name.clone(), domain: cloud.domain });
         self.verdicts.configure(pools.collect(), clouds.collect(), now);
+    }
+
+    /// The settings of TLS that ends at this listener.
+    pub(super) fn server_tls(&self, listener: &ListenerName) -> Option<Arc<ServerConfig>> {
+        self.tls.servers.get(listener).cloned()
+    }
+
+    /// The settings of TLS towards this pool.
+    pub(super) fn client_tls(&self, pool: &PoolName) -> Option<Arc<ClientConfig>> {
+        self.tls.clients.get(pool).cloned()
     }
 
     /// Who this is, with its cloud.

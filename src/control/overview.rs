@@ -36,7 +36,11 @@ pub(super) fn overview(inputs: &Inputs, snapshot: &Snapshot, now: Now) -> Overvi
     let listeners = inputs
         .listeners
         .iter()
-        .map(|listener| ListenerView { cell: Arc::clone(&listener.cell), pool: listener.config.pool.clone() })
+        .map(|listener| ListenerView {
+            cell: Arc::clone(&listener.cell),
+            target: listener.config.target.clone(),
+            pools: listener.config.pools().cloned().collect(),
+        })
         .collect();
     Overview {
         generation: snapshot.generation,

@@ -158,9 +158,14 @@ fn emptied(new: &Config, now: &Overview, answers: &Answers) -> Option<ReloadErro
         |name: &PoolName| now.pools.iter().any(|pool| pool.name == *name && !pool.endpoints.is_empty());
     let serves = |name: &PoolName| {
         let before = |listener: &&config::Listener| {
-            now.listeners.iter().any(|old| old.cell.name == listener.name && has_endpoints(&old.pool))
+            now.listeners
+                .iter()
+                .any(|old| old.cell.name == listener.name && old.pools.iter().any(has_endpoints))
         };
-        new.listeners.iter().filter(|listener| listener.pool == *name).any(|listener| before(&listener))
+        new.listeners
+            .iter()
+            .filter(|listener| listener.pools().any(|pool| pool == name))
+            .any(|one| before(&one))
     };
     let kept = |pool: &config::Pool, host: &str, port| {
         let old = now.pools.iter().filter(|old| old.name == pool.name).flat_map(|old| &old.endpoints);

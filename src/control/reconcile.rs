@@ -295,6 +295,7 @@ mod tests {
             connect_timeout: SECOND,
             attempts: 1,
             preconnect: 0,
+            towards: crate::config::Towards::default(),
             connecting: crate::config::Connecting::default(),
             slow_start: SECOND,
             health: None,
@@ -307,7 +308,8 @@ mod tests {
         let config = crate::config::Listener {
             name: ListenerName::from(name),
             bind: Bind { address, only_v6: false },
-            pool: PoolName::from("db"),
+            target: crate::config::Target::Pool(PoolName::from("db")),
+            entry: crate::config::Entry::default(),
             idle_timeout: SECOND,
             half_close_timeout: SECOND,
             max_lifetime: None,

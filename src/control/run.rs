@@ -165,7 +165,7 @@ impl Control {
         told("admin", bindings.admin.as_ref(), &config);
         told("telemetry", bindings.telemetry.as_ref(), &config);
         for (listener, (cell, _)) in config.listeners.iter().zip(&bindings.listeners) {
-            tracing::info!(listener = %listener.name, address = %cell.address, pool = %listener.pool, "listening");
+            tracing::info!(listener = %listener.name, address = %cell.address, pool = %listener.target, "listening");
         }
         let serving = serve(&view, bindings.admin, bindings.telemetry, &servers);
         let (requests, requested) = mpsc::channel(1);

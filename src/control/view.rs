@@ -74,8 +74,10 @@ pub struct Overview {
 pub struct ListenerView {
     /// Name, address and counters.
     pub cell: Arc<ListenerCell>,
-    /// What serves it.
-    pub pool: PoolName,
+    /// What serves it, where no route does.
+    pub target: config::Target,
+    /// Every pool that its sessions may come to.
+    pub pools: Vec<PoolName>,
 }
 
 /// A pool.

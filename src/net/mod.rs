@@ -1,6 +1,7 @@
 //! Sockets: how they are bound, dialled and ended, with every option in one place. Knows nothing of routing.
 
 mod dial;
+mod intercept;
 mod listen;
 mod options;
 
@@ -8,6 +9,7 @@ pub use dial::{
     Stall, begin, dial, end_of_stream, guard, met_itself, reset_on_close, set_nodelay, set_user_timeout,
     stall, take_error, waiting,
 };
+pub use intercept::Intercept;
 pub use listen::{Listen, bind_hint, listen, reapply};
 pub use options::{Dscp, Outgoing, RefusedOption, Tuning, serves_fast_open};
 

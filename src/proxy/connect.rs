@@ -19,9 +19,9 @@ use super::{
     session::Books,
 };
 use crate::{
-    ids::{EndpointIdentity, Generation},
+    ids::{CloudName, EndpointIdentity, Generation},
     net,
-    state::{Endpoint, Listener, Pool, Report, SessionLimits, Shared},
+    state::{Endpoint, Listener, Pool, Report, SessionLimits, Shared, Target},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -130,22 +130,22 @@ pub(super) struct Established {
 /// What one look at the snapshot says of a session's first attempt.
 pub(super) enum First {
     Dial(Plan),
-    /// The first byte of its sessions is waited for. Nothing was chosen: that takes a turn, and perhaps the one permit of an
-    /// endpoint on trial.
-    Watch,
+    /// More than a plain connect is needed: the client must say something first, an endpoint must be told something, or its
+    /// first byte is waited for. Nothing was chosen: that takes a turn, and perhaps the one permit of an endpoint on trial.
+    Slow,
     Nobody,
 }
 
 /// Chooses the endpoint for a session's first attempt, if that is to be made at once.
 pub(super) fn first(books: &mut Books) -> First {
     let snapshot = books.shared.snapshot();
-    match snapshot.listener(&books.listener) {
-        None => First::Nobody,
-        Some(listener) if listener.pool.connect.watches() => First::Watch,
-        Some(listener) => {
-            chosen(books, snapshot.generation, listener, (&[], false)).map_or(First::Nobody, First::Dial)
-        }
+    let Some(listener) = snapshot.listener(&books.listener) else { return First::Nobody };
+    let needs_more = listener.entry.is_some()
+        || listener.target.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain());
+    if needs_more {
+        return First::Slow;
     }
+    chosen(books, snapshot.generation, listener, (&[], false)).map_or(First::Nobody, First::Dial)
 }
 
 /// Chooses the endpoint for the next attempt; `None` when there is none left. `spread`: in a cloud that was not tried yet,
@@ -162,10 +162,14 @@ fn chosen(
     listener: &Listener,
     (tried, spread): (&[Arc<EndpointIdentity>], bool),
 ) -> Option<Plan> {
-    let pool = &listener.pool;
+    let target = listener.route(books.client.ip(), books.told());
     books.generation = generation;
+    let pool = target.pool()?;
     if books.pool.as_ref() != Some(&pool.name) {
         books.pool = Some(pool.name.clone());
+    }
+    if let Target::AsAsked(_) = target {
+        return as_asked(books, pool, listener, tried);
     }
     let facts = Facts { client: books.client, tried, spread };
     let endpoint = RNG.with_borrow_mut(|rng| route::choose(pool, &facts, rng))?;
@@ -176,7 +180,23 @@ fn chosen(
 /// The pool of a session, as it is now.
 pub(super) fn pool(books: &Books) -> Option<Arc<Pool>> {
     let snapshot = books.shared.snapshot();
-    snapshot.listener(&books.listener).map(|listener| Arc::clone(&listener.pool))
+    let listener = snapshot.listener(&books.listener)?;
+    listener.route(books.client.ip(), books.told()).pool().map(Arc::clone)
+}
+
+/// The address that the client asked for, as an endpoint that only this session knows.
+fn as_asked(
+    books: &Books,
+    pool: &Arc<Pool>,
+    listener: &Listener,
+    tried: &[Arc<EndpointIdentity>],
+) -> Option<Plan> {
+    let address = books.told().destination.filter(|_| tried.is_empty())?;
+    let identity =
+        EndpointIdentity { pool: pool.name.clone(), cloud: CloudName::from(pool.name.as_str()), address };
+    let (identity, cell, socket) = (Arc::new(identity), Arc::default(), Arc::default());
+    let endpoint = Arc::new(Endpoint { identity, cell, weight: 1, socket });
+    Some(Plan { endpoint, pool: Arc::clone(pool), limits: Arc::clone(&listener.limits) })
 }
 
 /// Begins the first attempt of a session whose client has sent something already, or not. The books know of it from here

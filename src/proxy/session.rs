@@ -18,7 +18,7 @@ use super::{
 use crate::{
     ids::{EndpointIdentity, Generation, PoolName},
     net,
-    state::{Endpoint, ListenerCell, SessionLimits, Shared},
+    state::{Endpoint, ListenerCell, SessionLimits, Shared, Told},
     sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
 };
@@ -112,6 +112,8 @@ struct Early {
     owed: Box<[u8]>,
     /// The client's end was passed on as well.
     client_ended: bool,
+    /// What the client has told before it had a pool.
+    told: Told,
     /// Endpoints that have reset it before a byte was exchanged.
     lost_by: Vec<Arc<EndpointIdentity>>,
     /// How it ends if nobody else takes it; nothing when somebody looks for another one already.
@@ -261,6 +263,12 @@ impl Books {
     /// Endpoints that have reset it, and are not to be tried again.
     pub(super) fn lost_by(&self) -> Vec<Arc<EndpointIdentity>> {
         self.early.as_ref().map(|early| early.lost_by.clone()).unwrap_or_default()
+    }
+
+    /// What the client has told.
+    pub(super) fn told(&self) -> &Told {
+        static NOTHING: Told = Told::new();
+        self.early.as_ref().map_or(&NOTHING, |early| &early.told)
     }
 
     /// How it would have ended, once for each endpoint that has reset it.

@@ -4,10 +4,12 @@
 
 mod budget;
 mod cell;
+mod entry;
 mod histogram;
 mod lanes;
 mod live;
 mod reports;
+mod routes;
 mod sessions;
 mod snapshot;
 mod sockets;
@@ -15,12 +17,14 @@ mod spare;
 
 pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
 pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, WorkerCell};
+pub use entry::{Entry, Origination, ProxyIn, ProxyOut, Target, Towards};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use lanes::use_lane;
 pub use live::{
     Census, Kill, LiveSession, NotEnded, NotWhereabouts, Population, SessionFilter, Traits, Whereabouts,
 };
 pub use reports::{Report, ReportReceiver, Reports};
+pub use routes::{Condition, Routes, ServerName, Told};
 pub use sessions::{Phase, Sessions};
 pub use snapshot::{
     AllDown, Connect, Endpoint, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot, Tier,

@@ -1,9 +1,13 @@
 //! The routing snapshot: immutable, compiled by the control plane, read once per attempt by the data plane.
 //! Every policy ends here as tiers of weighted groups; nothing in this file knows a policy, a price or a clock.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use super::{EndpointCell, GroupCell, ListenerCell, PoolCell};
+use super::{EndpointCell, Entry, GroupCell, ListenerCell, PoolCell, Target, Told, Towards};
 use crate::{
     balance::{Balance, Maglev, Shares},
     ids::{CloudName, EndpointIdentity, Generation, PoolName},
@@ -26,10 +30,35 @@ pub struct Snapshot {
 pub struct Listener {
     /// Name, address and counters; the same object in every generation.
     pub cell: Arc<ListenerCell>,
-    /// What serves it.
-    pub pool: Arc<Pool>,
+    /// What serves it, or what serves those that no route is for.
+    pub target: Target,
+    /// Where the routes of `entry` lead, in their order.
+    pub routed: Box<[Target]>,
     /// How long its sessions may last. Shared, as a session keeps it and must not keep more of the snapshot.
     pub limits: Arc<SessionLimits>,
+    /// What comes before a pool is chosen, if anything does.
+    pub entry: Option<Arc<Entry>>,
+}
+
+impl Listener {
+    /// One that gives every session to one pool.
+    #[must_use]
+    pub fn plain(cell: Arc<ListenerCell>, pool: Arc<Pool>, limits: SessionLimits) -> Self {
+        let target = Target::Pool(pool);
+        Self { cell, target, routed: Box::default(), limits: Arc::new(limits), entry: None }
+    }
+
+    /// Where a session goes that has told this.
+    #[must_use]
+    pub fn route(&self, source: IpAddr, told: &Told) -> &Target {
+        let route = self.entry.as_ref().and_then(|entry| entry.routes.find(source, told));
+        route.and_then(|route| self.routed.get(route)).unwrap_or(&self.target)
+    }
+
+    /// The pools that its sessions may come to.
+    pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.routed.iter().chain([&self.target]).filter_map(Target::pool)
+    }
 }
 
 /// The time limits of a session.
@@ -85,6 +114,8 @@ pub struct Pool {
     pub trials: Vec<Arc<Endpoint>>,
     /// Its counters and its budget of extra attempts; the same object in every generation.
     pub cell: Arc<PoolCell>,
+    /// What its endpoints are given besides sessions.
+    pub towards: Towards,
 }
 
 impl Pool {
@@ -101,6 +132,7 @@ impl Pool {
             reserve: Vec::new(),
             trials: Vec::new(),
             cell: Arc::default(),
+            towards: Towards::default(),
         }
     }
 }

@@ -152,6 +152,7 @@ fn config(clouds: &[Cloud], doors: Option<Doors>) -> Config {
         pin_workers: None,
         engine: defaults::ENGINE,
         drain_timeout: defaults::DRAIN_TIMEOUT,
+        max_memory: config::MaxMemory::Off,
         log: config::Log {
             level: config::Level::Error,
             format: config::LogFormat::Auto,
@@ -175,7 +176,8 @@ fn config(clouds: &[Cloud], doors: Option<Doors>) -> Config {
         listeners: vec![config::Listener {
             name: NAME.into(),
             bind: config::Bind { address: SocketAddr::from(([127, 0, 0, 1], 0)), only_v6: false },
-            pool: NAME.into(),
+            target: config::Target::Pool(NAME.into()),
+            entry: config::Entry::default(),
             idle_timeout: defaults::IDLE_TIMEOUT,
             half_close_timeout: defaults::HALF_CLOSE_TIMEOUT,
             max_lifetime: None,
@@ -210,6 +212,7 @@ fn pool(clouds: &[Cloud]) -> config::Pool {
         connect_timeout: milliseconds(300),
         attempts: defaults::ATTEMPTS,
         preconnect: defaults::PRECONNECT,
+        towards: config::Towards::default(),
         connecting: config::Connecting::default(),
         slow_start: milliseconds(1_000),
         health: Some(config::Health {

@@ -3,9 +3,13 @@
 //!
 //! `default`, `x-default` (a default in words), `x-min`, `x-below` and `x-long` (limits of times) stand in the schema.
 
+mod listener;
 mod pool;
+mod tls;
 
+pub(super) use listener::{Listener, Route, TlvTable};
 pub(super) use pool::{EjectionTable, Endpoint, HealthTables, HttpHealth, Pool, RestraintTable, TcpHealth};
+pub(super) use tls::{CertificateTable, ListenerTlsTable, PoolTlsTable};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -14,8 +18,8 @@ use super::{
     Level, LogFormat, SessionLines, defaults,
     keys::{Items, Key, Mark, Named},
     values::{
-        AdminText, BindText, CongestionText, Decimal, FilePath, InterfaceText, LongTime, Name, Seconds,
-        SizeText, SourceText, TelemetryText, Time, time_text,
+        AdminText, CongestionText, CountText, Decimal, FilePath, InterfaceText, Name, Seconds, SizeText,
+        SourceText, TelemetryText, Time, time_text,
     },
     words::{Vocabulary as _, Word},
 };
@@ -50,6 +54,12 @@ pub(super) struct File {
     /// after 30 s, and this leaves it room to write the last lines.
     #[schemars(extend("default" = time_text(defaults::DRAIN_TIMEOUT), "x-min" = "0s"))]
     pub(super) drain_timeout: Key<Time>,
+
+    /// The memory of the process (resident) beyond which new sessions are reset at their accept, until it is below
+    /// again: those that are there live on. `"off"` for none. By default nine tenths of what the cgroup allows, where it
+    /// sets a limit, so that the kernel does not end the process with every session in it.
+    #[schemars(extend("x-default" = "nine tenths of the cgroup's `memory.max`, if there is one", "examples" = ["2GiB"]))]
+    pub(super) max_memory: Key<CountText>,
 
     /// What is logged, and how.
     pub(super) log: Key<Log>,
@@ -201,90 +211,6 @@ pub(super) struct Cloud {
     /// pools of connections grow. `"0s"` is at once. Sessions elsewhere are not cut.
     #[schemars(extend("x-default" = "30s; at once in pools with `slow_start = \"0s\"`", "x-min" = "0s"))]
     pub(super) recovery_time: Key<Time>,
-}
-
-/// A listener: an address that clients connect to, and the pool that serves it.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["bind", "pool"]))]
-pub(super) struct Listener {
-    /// The name in logs and metrics. Unique.
-    #[schemars(extend("x-default" = "the text of `bind`"))]
-    pub(super) name: Key<Name>,
-
-    /// The address: `"0.0.0.0:5432"`, `"[::]:5432"` (IPv6 and IPv4), `"127.0.0.1:5432"`. Port 0 lets the kernel choose
-    /// one.
-    #[schemars(extend("examples" = ["0.0.0.0:5432"]))]
-    pub(super) bind: Key<BindText>,
-
-    /// The pool that serves it.
-    #[schemars(extend("examples" = ["web"]))]
-    pub(super) pool: Key<Name>,
-
-    /// With no byte in either direction for this long, a session is reset. A database session may sleep for long;
-    /// keepalive, not this, finds dead peers.
-    #[schemars(extend("default" = time_text(defaults::IDLE_TIMEOUT)))]
-    pub(super) idle_timeout: Key<LongTime>,
-
-    /// After one direction has ended, how long the other may be silent. A peer that has ended its direction and hears
-    /// nothing for a minute is a leak more often than a slow answer.
-    #[schemars(extend("default" = time_text(defaults::HALF_CLOSE_TIMEOUT)))]
-    pub(super) half_close_timeout: Key<Time>,
-
-    /// The longest life of a session, after which it is reset.
-    #[schemars(extend("x-default" = "no limit"))]
-    pub(super) max_lifetime: Key<LongTime>,
-
-    /// Connections that may wait to be accepted. The kernel cuts it to `net.core.somaxconn` (4096 since Linux 5.4).
-    #[schemars(range(min = 1, max = 1_048_576), extend("default" = defaults::BACKLOG))]
-    pub(super) backlog: Key<u32>,
-
-    /// On an IPv6 address: accept no IPv4 clients. By default `[::]` is dual-stack, whatever `net.ipv6.bindv6only` says.
-    #[schemars(extend("default" = defaults::ONLY_V6))]
-    pub(super) only_v6: Key<bool>,
-
-    /// TCP_USER_TIMEOUT on both sides: how long sent bytes may stay unacknowledged. They mean a dead peer after this,
-    /// not after the kernel's 15 minutes. A cloud may have its own.
-    #[schemars(extend("default" = time_text(defaults::USER_TIMEOUT)))]
-    pub(super) user_timeout: Key<Time>,
-
-    /// TCP keepalive on both sides. A cloud may have its own.
-    pub(super) keepalive: Key<KeepaliveTable>,
-
-    /// The interface that clients come in by, and answers leave by (SO_BINDTODEVICE): connections to the same address by
-    /// another one are not accepted. To change it in a reload takes CAP_NET_RAW.
-    #[schemars(extend("x-default" = "every one"))]
-    pub(super) interface: Key<InterfaceText>,
-
-    /// The congestion control of what is sent to clients: `bbr` for clients on paths that lose packets, `cubic`, `reno`.
-    /// The machine must have it. By default that of the machine: what is best depends on the path and on who shares it.
-    #[schemars(extend("x-default" = "`net.ipv4.tcp_congestion_control`"))]
-    pub(super) congestion: Key<CongestionText>,
-
-    /// The send buffer, `"4KiB"` to `"1GiB"`; the kernel cuts it to `net.core.wmem_max`. By default the kernel adapts it
-    /// to each connection, which a fixed size ends: it bounds what a slow client can hold of this machine's memory.
-    #[schemars(extend("x-default" = "adapted by the kernel, within `net.ipv4.tcp_wmem`"))]
-    pub(super) send_buffer: Key<SizeText>,
-
-    /// The receive buffer, likewise; the kernel cuts it to `net.core.rmem_max`.
-    #[schemars(extend("x-default" = "adapted by the kernel, within `net.ipv4.tcp_rmem`"))]
-    pub(super) receive_buffer: Key<SizeText>,
-
-    /// TCP_NOTSENT_LOWAT: at most about this much waits in the kernel unsent, so that bytes wait at their origin and not
-    /// here. `"128KiB"` saves memory with slow clients; less costs throughput, which is why there is no default.
-    #[schemars(extend("x-default" = "`net.ipv4.tcp_notsent_lowat`: no limit"))]
-    pub(super) notsent_lowat: Key<SizeText>,
-
-    /// TCP Fast Open: clients that were here before may send their first bytes with the SYN; this many connections may
-    /// wait for the end of such a handshake. It takes 2 in `net.ipv4.tcp_fastopen`. Off by default, as a network may
-    /// deliver those first bytes twice, which not every service can stand.
-    #[schemars(range(min = 1, max = 65535), extend("x-default" = "off"))]
-    pub(super) fast_open: Key<u32>,
-
-    /// The DSCP mark of packets to clients: a number from 0 to 63, or a class (`"EF"`, `"AF21"`, `"CS1"`, `"LE"`). By
-    /// default none: most networks erase marks, and some treat them in ways of their own.
-    #[schemars(extend("x-default" = "none: 0"))]
-    pub(super) dscp: Key<Mark>,
 }
 
 /// TCP keepalive: of both sides of a session, or of a cloud's endpoints. A silent peer is found after 60 + 3 x 10 s: under the 350 s of AWS NLB, the

@@ -3,12 +3,18 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::super::{
-    Balance, Replay, WhenAllDown,
-    defaults::{self, PROBE_FALL, PROBE_JITTER, PROBE_RISE, WEIGHT},
-    keys::{Items, Key, Named, Share, Status},
-    values::{AddressText, HttpHost, HttpPath, Name, ProbeText, SizeText, Time, status_text, time_text},
-    words::{PolicyWord, Vocabulary as _, Word},
+use super::{
+    super::{
+        Balance, Replay, WhenAllDown,
+        defaults::{self, PROBE_FALL, PROBE_JITTER, PROBE_RISE, WEIGHT},
+        keys::{Items, Key, Named, Share, Status},
+        values::{
+            AddressText, CountText, HttpHost, HttpPath, Name, ProbeText, SizeText, Time, status_text,
+            time_text,
+        },
+        words::{PolicyWord, ProxyOutWord, Vocabulary as _, Word},
+    },
+    PoolTlsTable,
 };
 
 /// A pool: endpoints that serve one thing, how one of them is chosen, and how it is known which are up.
@@ -112,6 +118,30 @@ pub(in crate::config) struct Pool {
     /// all attempts is over. Further ones try another endpoint or are reset.
     #[schemars(range(min = 0, max = 1_000_000), extend("default" = defaults::CONNECT_QUEUE))]
     pub(in crate::config) connect_queue: Key<u32>,
+
+    /// TLS towards the endpoints.
+    pub(in crate::config) tls: Key<PoolTlsTable>,
+
+    /// A PROXY header in front of each session, so that endpoints know the client: `off`, `v1` (a line of text with the
+    /// addresses) or `v2` (with the server name, what was agreed on in TLS, the ids of private links, and a checksum).
+    /// Every endpoint must expect it. Probes that talk send one that says they are our own.
+    #[schemars(extend("default" = ProxyOutWord::Off.word()))]
+    pub(in crate::config) proxy_header: Key<Word<ProxyOutWord>>,
+
+    /// Connect to endpoints from the client's own address. Endpoints must answer by this machine, which takes routes and
+    /// firewall rules, and this process CAP_NET_ADMIN.
+    #[schemars(extend("default" = false))]
+    pub(in crate::config) client_source: Key<bool>,
+
+    /// Sessions of one endpoint at once. Further ones take another endpoint; where all are full they wait, as in
+    /// `connect_queue`, until the time for all attempts is over.
+    #[schemars(range(min = 1, max = 100_000_000), extend("x-default" = "no limit"))]
+    pub(in crate::config) max_endpoint_sessions: Key<u32>,
+
+    /// Bytes a second that all sessions of the pool together may carry in each direction, such as `"100MiB"`. Sessions with
+    /// such a limit are not carried by the engine.
+    #[schemars(extend("x-default" = "no limit"))]
+    pub(in crate::config) bandwidth: Key<CountText>,
 
     /// How long an endpoint that comes back is given less than its weight, so that it fills its caches before it
     /// carries its full share. `"0s"` is off.

@@ -45,7 +45,8 @@ impl Build<'_> {
         connecting
     }
 
-    fn idle<T>(&mut self, key: &Key<T>, what: &str, why: &str) {
+    /// Tells of a key that does nothing here.
+    pub(super) fn idle<T>(&mut self, key: &Key<T>, what: &str, why: &str) {
         if key.get().is_some() {
             self.tell(
                 Problem::at(Code::NoEffect, place(key.span()), what.to_owned())

@@ -5,9 +5,11 @@ use std::{
     ops::Range,
 };
 
+use toml::Spanned;
+
 use super::{
     super::{
-        Listener, defaults,
+        Entry, Listener, Target, defaults,
         file::{self, File},
         problem::{Code, Problem, similar},
     },
@@ -15,10 +17,7 @@ use super::{
     pools::NameSpan,
     sockets,
 };
-use crate::{
-    ids::{ListenerName, PoolName},
-    net::Bind,
-};
+use crate::{ids::ListenerName, net::Bind};
 
 /// The pools of a file: where the name of each stands.
 type Pools<'a> = HashMap<&'a str, Range<usize>>;
@@ -42,10 +41,13 @@ impl Build<'_> {
             self.unique("listener", name(listener), table, &mut names);
             self.effects(listener);
             self.congestion_here(&listener.congestion);
-            if let Some(pool) = listener.pool.get() {
+            let routes = listener.route.get().map(|all| all.0.as_slice()).unwrap_or_default();
+            let named = routes.iter().map(|route| &route.get_ref().pool);
+            for key in named.chain([&listener.pool]) {
+                let Some(pool) = key.get() else { continue };
                 used.insert(pool.0.as_str());
                 if certain && !pools.contains_key(pool.0.as_str()) {
-                    self.undefined_pool(&pool.0, listener, &pools);
+                    self.undefined_pool(&pool.0, key.span(), &pools);
                 }
             }
         }
@@ -56,13 +58,19 @@ impl Build<'_> {
                     .hint("add a [[listener]] with `bind` and `pool`".to_owned()),
             );
         }
-        tables.iter().map(|table| make_listener(table.get_ref())).collect()
+        let listeners: Vec<Option<Listener>> = tables.iter().map(|table| self.listener(table)).collect();
+        listeners.into_iter().collect()
     }
 
-    fn undefined_pool(&mut self, pool: &str, listener: &file::Listener, pools: &Pools<'_>) {
+    fn listener(&mut self, table: &Spanned<file::Listener>) -> Option<Listener> {
+        let entry = self.entry(table);
+        let target = self.target(table);
+        make_listener(table.get_ref(), target?, entry?)
+    }
+
+    fn undefined_pool(&mut self, pool: &str, at: Option<Range<usize>>, pools: &Pools<'_>) {
         let what = format!("pool `{pool}` is not defined");
-        let problem = Problem::at(Code::UndefinedPool, place(listener.pool.span()), what)
-            .label("no [[pool]] has this name");
+        let problem = Problem::at(Code::UndefinedPool, place(at), what).label("no [[pool]] has this name");
         let similar = similar(pool, pools.keys().copied());
         self.tell(match similar.and_then(|name| pools.get_key_value(name)) {
             Some((name, defined)) => {
@@ -122,11 +130,12 @@ pub(super) fn bind(listener: &file::Listener) -> Option<Bind> {
     Some(Bind { address, only_v6 })
 }
 
-fn make_listener(listener: &file::Listener) -> Option<Listener> {
+fn make_listener(listener: &file::Listener, target: Target, entry: Entry) -> Option<Listener> {
     Some(Listener {
         name: ListenerName::from(name(listener)?),
         bind: bind(listener)?,
-        pool: PoolName::from(listener.pool.get()?.0.as_str()),
+        target,
+        entry,
         idle_timeout: listener.idle_timeout.get().map_or(defaults::IDLE_TIMEOUT, |time| time.0),
         half_close_timeout: listener
             .half_close_timeout

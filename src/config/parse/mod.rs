@@ -5,6 +5,7 @@
 
 mod addresses;
 mod connecting;
+mod edge;
 mod health;
 mod judging;
 mod listeners;
@@ -13,6 +14,7 @@ mod pools;
 mod sift;
 mod sockets;
 mod syntax;
+mod tls;
 
 pub(crate) use addresses::is_this_machine;
 
@@ -26,7 +28,7 @@ use self::{
     syntax::Syntax,
 };
 use super::{
-    Admin, AdminBind, Config, Loaded, Log, Refused, Report, Telemetry, defaults,
+    Admin, AdminBind, Config, Loaded, Log, MaxMemory, Refused, Report, Telemetry, defaults,
     file::File,
     problem::{Code, Problem, Severity},
 };
@@ -119,6 +121,11 @@ impl Build<'_> {
             pin_workers: file.pin_workers.get().copied(),
             engine: file.engine.get().copied().unwrap_or(defaults::ENGINE),
             drain_timeout: file.drain_timeout.get().map_or(defaults::DRAIN_TIMEOUT, |time| time.0),
+            max_memory: match file.max_memory.get().map(|count| count.0) {
+                None => MaxMemory::OfCgroup,
+                Some(None) => MaxMemory::Off,
+                Some(Some(bytes)) => MaxMemory::Bytes(bytes),
+            },
             log: log(file),
             admin,
             telemetry,

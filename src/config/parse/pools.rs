@@ -113,6 +113,7 @@ impl Build<'_> {
         let policy = self.policy(pool, &at, &used);
         let health = self.health(pool, &at);
         let connecting = self.connecting(pool);
+        let towards = self.towards(pool);
         let ejection = self.ejection(pool);
         Some(Pool {
             name: PoolName::from(pool.name.get()?.0.as_str()),
@@ -123,6 +124,7 @@ impl Build<'_> {
             attempts: pool.attempts.get().copied().unwrap_or(defaults::ATTEMPTS),
             preconnect: pool.preconnect.get().copied().unwrap_or(defaults::PRECONNECT),
             connecting,
+            towards: towards?,
             slow_start: pool.slow_start.get().map_or(defaults::SLOW_START, |time| time.0),
             health: health?,
             ejection,

@@ -298,7 +298,7 @@ fn listener(listener: &ListenerView, sampler: &Sampler) -> Listener {
     Listener {
         name: cell.name.to_string(),
         address: cell.address.to_string(),
-        pool: listener.pool.to_string(),
+        pool: listener.target.to_string(),
         accepted: cell.accepted(),
         active: cell.active(),
         rejected: rejected.map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),

@@ -97,6 +97,7 @@ pub(in crate::control) fn config() -> Arc<Config> {
         pin_workers: None,
         engine: true,
         drain_timeout: defaults::DRAIN_TIMEOUT,
+        max_memory: config::MaxMemory::Off,
         log: config::Log {
             level: config::Level::Info,
             format: config::LogFormat::Auto,
@@ -146,7 +147,11 @@ fn view_over(sockets: Sockets) -> Arc<View> {
         Duration::from_secs(2),
     );
     cell.reject(Rejection::Exhausted);
-    let listener = ListenerView { cell: Arc::new(cell), pool: PoolName::from("db") };
+    let listener = ListenerView {
+        cell: Arc::new(cell),
+        target: config::Target::Pool(PoolName::from("db")),
+        pools: vec![PoolName::from("db")],
+    };
     // First without the ejection: only what is seen to happen counts.
     view.show(overview(endpoints.clone()));
     endpoints[0].judged.ejections += 1;

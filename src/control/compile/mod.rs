@@ -1,6 +1,10 @@
 //! Inputs to snapshot. No I/O and no clock: the same inputs give the same routing. A pool in which nothing has changed
 //! is taken over from the snapshot before.
 
+mod entry;
+
+pub(super) use entry::as_asked;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -18,7 +22,8 @@ use crate::{
     config::{self, WhenAllDown},
     ids::{CloudName, Generation, PoolName},
     state::{
-        AllDown, Connect, Endpoint, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot, Tier,
+        AllDown, Connect, Endpoint, Entry, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot,
+        Target, Tier,
     },
 };
 
@@ -48,18 +53,19 @@ pub(super) fn compile(
         })
         .collect();
     let by_name: HashMap<&PoolName, &Arc<Pool>> = pools.iter().map(|pool| (&pool.name, pool)).collect();
+    let open = inputs.listeners.clone();
     let mut listeners: Vec<Arc<Listener>> =
-        inputs.listeners.iter().filter_map(|listener| compile_listener(listener, &by_name, before)).collect();
+        open.iter().map(|listener| compile_listener(inputs, listener, &by_name, before)).collect();
     listeners.extend(inputs.retired.iter().cloned());
     Snapshot { generation, listeners, pools }
 }
 
 fn compile_listener(
+    inputs: &mut Inputs,
     listener: &OpenListener,
     pools: &HashMap<&PoolName, &Arc<Pool>>,
     before: &Snapshot,
-) -> Option<Arc<Listener>> {
-    let pool = pools.get(&listener.config.pool)?;
+) -> Arc<Listener> {
     let config = &listener.config;
     let limits = SessionLimits {
         idle: config.idle_timeout,
@@ -69,18 +75,35 @@ fn compile_listener(
         upstream_timeout: config.user_timeout,
         keepalive: config.keepalive,
     };
-    let same =
-        before.listener(&listener.cell).filter(|old| Arc::ptr_eq(&old.pool, pool) && *old.limits == limits);
-    Some(same.map_or_else(
+    let entry = entry::entry(inputs, &config.name, &config.entry);
+    let target = |target: &config::Target| match target {
+        config::Target::Refuse => Target::Refuse,
+        config::Target::AsAsked => Target::AsAsked(Arc::clone(&inputs.as_asked)),
+        config::Target::Pool(name) => {
+            pools.get(name).map_or(Target::Refuse, |pool| Target::Pool(Arc::clone(pool)))
+        }
+    };
+    let routed: Box<[Target]> = config.entry.routes.iter().map(|route| target(&route.target)).collect();
+    let target = target(&config.target);
+    let same_entry = |old: &Option<Arc<Entry>>| match (old, &entry) {
+        (None, None) => true,
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    };
+    let same = before.listener(&listener.cell).filter(|old| {
+        old.target.is(&target)
+            && *old.limits == limits
+            && same_entry(&old.entry)
+            && old.routed.len() == routed.len()
+            && old.routed.iter().zip(&routed).all(|(a, b)| a.is(b))
+    });
+    same.map_or_else(
         || {
-            Arc::new(Listener {
-                cell: Arc::clone(&listener.cell),
-                pool: Arc::clone(pool),
-                limits: Arc::new(limits),
-            })
+            let (cell, limits) = (Arc::clone(&listener.cell), Arc::new(limits));
+            Arc::new(Listener { cell, target, routed, limits, entry })
         },
         Arc::clone,
-    ))
+    )
 }
 
 fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool {
@@ -103,6 +126,7 @@ fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool 
         reserve,
         trials,
         cell: Arc::clone(inputs.pool_cells.entry(pool.name.clone()).or_default()),
+        towards: entry::towards(inputs, pool, &members),
     }
 }
 
@@ -225,7 +249,8 @@ fn spill(shares: &mut Vec<Share>, next: Vec<Share>) {
 fn connect(pool: &config::Pool) -> Connect {
     let how = &pool.connecting;
     Connect {
-        spares: pool.preconnect,
+        // A spare is made before anybody knows whose it will be.
+        spares: if pool.towards.client_source { 0 } else { pool.preconnect },
         hedge: how.hedge.then_some(Hedge { budget: how.hedge_budget }),
         first_byte: how.first_byte,
         replay: (how.replay == config::Replay::UntilFirstByte).then_some(Replay { limit: how.replay_bytes }),

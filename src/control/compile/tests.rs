@@ -32,6 +32,7 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
         pin_workers: None,
         engine: true,
         drain_timeout: defaults::DRAIN_TIMEOUT,
+        max_memory: config::MaxMemory::Off,
         log: Log {
             level: config::Level::Info,
             format: config::LogFormat::Auto,
@@ -51,6 +52,7 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
             connect_timeout: defaults::CONNECT_TIMEOUT,
             attempts: 4,
             preconnect: 0,
+            towards: config::Towards::default(),
             connecting: config::Connecting::default(),
             slow_start: Duration::from_secs(10),
             health,
@@ -59,7 +61,8 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
         listeners: vec![config::Listener {
             name: ListenerName::from("l"),
             bind: Bind { address: "127.0.0.1:5000".parse().unwrap(), only_v6: false },
-            pool: PoolName::from("p"),
+            target: config::Target::Pool(PoolName::from("p")),
+            entry: config::Entry::default(),
             idle_timeout: defaults::IDLE_TIMEOUT,
             half_close_timeout: defaults::HALF_CLOSE_TIMEOUT,
             max_lifetime: None,

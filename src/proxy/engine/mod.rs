@@ -316,7 +316,7 @@ impl Engine {
         let plan = match connect::first(&mut books) {
             First::Dial(plan) => plan,
             // The wait for a first byte is the tokio half's.
-            First::Watch => return self.hand_over(client, books, None),
+            First::Slow => return self.hand_over(client, books, None),
             First::Nobody => return books.close(connect::NO_ENDPOINT),
         };
         // A spare that has ended under a session was enough.

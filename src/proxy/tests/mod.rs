@@ -148,7 +148,7 @@ fn publish(
 /// Has this pool serve the listener.
 fn put_in_force(shared: &Shared, cell: &Arc<ListenerCell>, pool: Pool, limits: SessionLimits) {
     let pool = Arc::new(pool);
-    let listener = Listener { cell: Arc::clone(cell), pool: Arc::clone(&pool), limits: Arc::new(limits) };
+    let listener = Listener::plain(Arc::clone(cell), Arc::clone(&pool), limits);
     let generation = Generation(shared.snapshot().generation.0 + 1);
     shared.publish(Arc::new(Snapshot { generation, listeners: vec![Arc::new(listener)], pools: vec![pool] }));
 }

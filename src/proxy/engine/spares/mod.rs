@@ -247,7 +247,8 @@ fn is_over(socket: &Peer) -> bool {
 /// The part of this worker in what a snapshot wants: in the first tier of each pool that some listener uses and that is
 /// not all down.
 fn wanted(snapshot: &Snapshot, worker: usize, workers: usize) -> Vec<Wanted> {
-    let used = |pool| snapshot.listeners.iter().any(|listener| Arc::ptr_eq(&listener.pool, pool));
+    let used =
+        |pool| snapshot.listeners.iter().any(|listener| listener.pools().any(|used| Arc::ptr_eq(used, pool)));
     let pools = snapshot.pools.iter().filter(|pool| pool.connect.spares > 0 && pool.all_down.is_none());
     let mut wanted = Vec::new();
     for pool in pools.filter(|pool| used(pool)) {
@@ -272,7 +273,8 @@ fn wanted(snapshot: &Snapshot, worker: usize, workers: usize) -> Vec<Wanted> {
 /// The keepalive of the cloud, or the soonest of the listeners': only where it is sooner than a spare grows old. A firewall
 /// that forgets so soon would swallow the first bytes of a client.
 fn keepalive(endpoint: &Endpoint, pool: &Arc<Pool>, snapshot: &Snapshot) -> Option<Keepalive> {
-    let listeners = snapshot.listeners.iter().filter(|listener| Arc::ptr_eq(&listener.pool, pool));
+    let listeners =
+        snapshot.listeners.iter().filter(|listener| listener.pools().any(|used| Arc::ptr_eq(used, pool)));
     let soonest = listeners.map(|listener| listener.limits.keepalive).min_by_key(|keepalive| keepalive.idle);
     endpoint.socket.keepalive.or(soonest).filter(|keepalive| keepalive.idle < AGE_MOST)
 }

@@ -364,7 +364,7 @@ fn listener(pool: &Arc<Pool>, idle: Duration) -> Arc<Listener> {
         keepalive: Keepalive { idle, interval: SECOND, count: 3 },
     };
     let cell = ListenerCell::new(ListenerName::from("l"), "127.0.0.1:1".parse().unwrap());
-    Arc::new(Listener { cell: Arc::new(cell), pool: Arc::clone(pool), limits: Arc::new(limits) })
+    Arc::new(Listener::plain(Arc::new(cell), Arc::clone(pool), limits))
 }
 
 fn with_socket(mut group: Group, socket: &Outgoing) -> Group {

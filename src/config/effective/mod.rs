@@ -2,14 +2,17 @@
 //!
 //! A default that is the absence of a value cannot be spelled out: it stands there as a comment.
 
+mod edge;
+
 use std::{
     fmt::{self, Display, Write as _},
     net::IpAddr,
 };
 
 use super::{
-    Address, AdminBind, Cloud, Config, Connecting, Endpoint, Health, Keepalive, Listener, Policy, Pool,
-    Probe, Replay, Tuning,
+    Address, AdminBind, Cloud, Config, Connecting, Endpoint, Health, Keepalive, Listener, MaxMemory, Policy,
+    Pool, Probe, Replay, Target, Tuning,
+    names::count_text,
     sockets::size_text,
     values::{status_text, time_text},
     words::Vocabulary as _,
@@ -37,6 +40,11 @@ fn write(out: &mut String, config: &Config) -> fmt::Result {
     }
     writeln!(out, "engine = {}", config.engine)?;
     writeln!(out, "drain_timeout = {}", text(time_text(config.drain_timeout)))?;
+    match config.max_memory {
+        MaxMemory::OfCgroup => writeln!(out, "# max_memory: nine tenths of the cgroup's limit")?,
+        MaxMemory::Off => writeln!(out, "max_memory = \"off\"")?,
+        MaxMemory::Bytes(bytes) => writeln!(out, "max_memory = {}", text(count_text(bytes)))?,
+    }
     write_log(out, config)?;
     write_own(out, config)?;
     for cloud in &config.clouds {
@@ -145,6 +153,7 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
     writeln!(out, "preconnect = {}", pool.preconnect)?;
     write_connecting(out, &pool.connecting)?;
     writeln!(out, "slow_start = {}", text(time_text(pool.slow_start)))?;
+    edge::write_towards(out, &pool.towards)?;
     match &pool.health {
         Some(health) => write_health(out, health)?,
         None => writeln!(out, "# health: no probes, every endpoint counts as up")?,
@@ -231,7 +240,11 @@ fn write_listener(out: &mut String, listener: &Listener) -> fmt::Result {
     writeln!(out, "\n[[listener]]")?;
     writeln!(out, "name = {}", text(&listener.name))?;
     writeln!(out, "bind = {}", text(listener.bind))?;
-    writeln!(out, "pool = {}", text(&listener.pool))?;
+    match &listener.target {
+        Target::Pool(pool) => writeln!(out, "pool = {}", text(pool))?,
+        Target::AsAsked => writeln!(out, "as_asked = true")?,
+        Target::Refuse => writeln!(out, "# pool: none, what no route is for is closed")?,
+    }
     writeln!(out, "idle_timeout = {}", text(time_text(listener.idle_timeout)))?;
     writeln!(out, "half_close_timeout = {}", text(time_text(listener.half_close_timeout)))?;
     let life = listener.max_lifetime.map(time_text);
@@ -241,24 +254,25 @@ fn write_listener(out: &mut String, listener: &Listener) -> fmt::Result {
     writeln!(out, "user_timeout = {}", text(time_text(listener.user_timeout)))?;
     writeln!(out, "keepalive = {}", keepalive_table(&listener.keepalive))?;
     bare(out, "fast_open", listener.fast_open, "off")?;
-    write_tuning(out, &listener.tuning)
+    write_tuning(out, &listener.tuning)?;
+    edge::write_entry(out, &listener.entry)
 }
 
-fn bare(out: &mut String, key: &str, value: Option<impl Display>, absent: &str) -> fmt::Result {
+pub(super) fn bare(out: &mut String, key: &str, value: Option<impl Display>, absent: &str) -> fmt::Result {
     match value {
         Some(value) => writeln!(out, "{key} = {value}"),
         None => writeln!(out, "# {key}: {absent}"),
     }
 }
 
-fn optional(out: &mut String, key: &str, value: Option<&str>, absent: &str) -> fmt::Result {
+pub(super) fn optional(out: &mut String, key: &str, value: Option<&str>, absent: &str) -> fmt::Result {
     match value {
         Some(value) => writeln!(out, "{key} = {}", text(value)),
         None => writeln!(out, "# {key}: {absent}"),
     }
 }
 
-fn text(value: impl Display) -> String {
+pub(super) fn text(value: impl Display) -> String {
     toml::Value::String(value.to_string()).to_string()
 }
 

@@ -1,5 +1,7 @@
 //! Any config that can be served.
 
+mod edge;
+
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -11,7 +13,8 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::super::{
     Address, Admin, AdminBind, Balance, Cloud, Config, Connecting, Domain, Ejection, Endpoint, Health, Level,
-    Listener, Log, LogFormat, Policy, Pool, Probe, Replay, Restraint, SessionLines, Telemetry, WhenAllDown,
+    Listener, Log, LogFormat, MaxMemory, Policy, Pool, Probe, Replay, Restraint, SessionLines, Telemetry,
+    WhenAllDown,
 };
 use crate::{
     ids::{CloudName, ListenerName, PoolName},
@@ -22,7 +25,7 @@ pub(super) fn config() -> impl Strategy<Value = Config> {
     let clouds = prop::collection::btree_set(name(), 1..4)
         .prop_flat_map(|names| names.into_iter().map(cloud).collect::<Vec<_>>());
     let own = (
-        option::of(1..1025_usize),
+        (option::of(1..1025_usize), memory()),
         any::<(Option<bool>, bool)>(),
         time(0, 86_399),
         log(),
@@ -35,7 +38,7 @@ pub(super) fn config() -> impl Strategy<Value = Config> {
         let pools: Vec<_> = pools.into_iter().map(|name| pool(name, names.clone())).collect();
         (Just(own), Just(clouds), pools, listeners(pool_names)).prop_map(
             |(
-                (workers, (pin_workers, engine), drain_timeout, log, admin, telemetry),
+                ((workers, max_memory), (pin_workers, engine), drain_timeout, log, admin, telemetry),
                 clouds,
                 pools,
                 listeners,
@@ -44,6 +47,7 @@ pub(super) fn config() -> impl Strategy<Value = Config> {
                 pin_workers,
                 engine,
                 drain_timeout,
+                max_memory,
                 log,
                 admin,
                 telemetry,
@@ -53,6 +57,14 @@ pub(super) fn config() -> impl Strategy<Value = Config> {
             },
         )
     })
+}
+
+fn memory() -> impl Strategy<Value = MaxMemory> {
+    prop_oneof![
+        Just(MaxMemory::OfCgroup),
+        Just(MaxMemory::Off),
+        (1024..1_u64 << 50).prop_map(MaxMemory::Bytes)
+    ]
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -189,7 +201,7 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
         balance(),
         any::<bool>(),
         time(0, 86_399),
-        (1..17_u8, 0..1025_u16, connecting()),
+        (1..17_u8, 0..1025_u16, (connecting(), edge::towards())),
         time(0, 86_399),
         option::of(health()),
         (ejection(), restraint()),
@@ -203,7 +215,7 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
                 balance,
                 refuse,
                 connect_timeout,
-                (attempts, preconnect, connecting),
+                (attempts, preconnect, (connecting, towards)),
                 slow_start,
                 health,
                 (ejection, restraint),
@@ -215,8 +227,10 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
             when_all_down: if refuse { WhenAllDown::Refuse } else { WhenAllDown::TryAnyway },
             connect_timeout: connect_timeout + Duration::from_millis(1),
             attempts,
-            preconnect,
+            // With the client's address there are no spares: a warning.
+            preconnect: if towards.client_source { 0 } else { preconnect },
             connecting,
+            towards,
             slow_start,
             health,
             ejection,
@@ -353,12 +367,19 @@ fn listener(pools: Vec<String>) -> impl Strategy<Value = Listener> {
     let times = (time(0, 1_000_000), time(0, 86_399), option::of(time(0, 1_000_000)), time(0, 86_399));
     let least = Duration::from_millis(1);
     let options = (option::of(1..65_536_u32), tuning());
-    (select(pools), times, 1..1_048_577_u32, keepalive(), options).prop_map(
-        move |(pool, (idle, half_close, life, user_timeout), backlog, keepalive, (fast_open, tuning))| {
+    (edge::entry(pools), times, 1..1_048_577_u32, keepalive(), options).prop_map(
+        move |(
+            (target, entry),
+            (idle, half_close, life, user_timeout),
+            backlog,
+            keepalive,
+            (fast_open, tuning),
+        )| {
             Listener {
                 name: ListenerName::from("x"),
                 bind: Bind { address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), only_v6: false },
-                pool: PoolName::from(pool.as_str()),
+                target,
+                entry,
                 idle_timeout: idle + least,
                 half_close_timeout: half_close + least,
                 max_lifetime: life.map(|life| life + least),

@@ -1,0 +1,108 @@
+//! What comes before a pool, and what endpoints are given, as the data plane reads it.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use rustls::pki_types::ServerName;
+
+use super::super::inputs::{Inputs, Member};
+use crate::{
+    balance::Balance,
+    config,
+    ids::{ListenerName, PoolName},
+    state::{
+        Condition, Connect, Entry, Origination, Pool, ProxyIn, ProxyOut, Routes, ServerName as Sni, Towards,
+    },
+};
+
+/// The entry of a listener; the one that it had, if nothing in it has changed. `None` where clients go straight to a pool.
+pub(super) fn entry(inputs: &mut Inputs, name: &ListenerName, config: &config::Entry) -> Option<Arc<Entry>> {
+    if config.is_plain() {
+        inputs.entries.remove(name);
+        return None;
+    }
+    let tls = config.tls.as_ref().and_then(|_| inputs.server_tls(name));
+    if let Some((as_before, made)) = inputs.entries.get(name) {
+        let same_tls = match (&made.tls, &tls) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        if *as_before == *config && same_tls {
+            return Some(Arc::clone(made));
+        }
+    }
+    let made = Arc::new(Entry {
+        proxy_header: match &config.proxy_header {
+            config::ProxyIn::Off => ProxyIn::Off,
+            config::ProxyIn::Required(from) => ProxyIn::Required(from.clone()),
+            config::ProxyIn::Optional(from) => ProxyIn::Optional(from.clone()),
+        },
+        tls,
+        routes: Routes::new(config.routes.iter().map(condition).collect()),
+        intercept: config.intercept,
+        header_timeout: config.times.header,
+        handshake_timeout: config.times.handshake,
+        hello_bytes: usize::try_from(config.times.hello_bytes).unwrap_or(usize::MAX),
+        at_once: config.times.at_once,
+    });
+    inputs.entries.insert(name.clone(), (config.clone(), Arc::clone(&made)));
+    Some(made)
+}
+
+fn condition(route: &config::Route) -> Condition {
+    let name = |pattern: &config::SniPattern| match pattern {
+        config::SniPattern::Exact(name) => Sni::Exact(name.as_str().into()),
+        config::SniPattern::Below(name) => Sni::Below(name.as_str().into()),
+    };
+    let values = |values: &Vec<String>| values.iter().map(|value| value.as_str().into()).collect();
+    Condition {
+        sni: route.sni.iter().map(name).collect(),
+        alpn: route.alpn.iter().map(|protocol| protocol.as_bytes().into()).collect(),
+        source: route.source.clone(),
+        destination: route.destination.iter().map(|wanted| (wanted.network, wanted.port)).collect(),
+        tlvs: route.tlv.iter().map(|(tlv, all)| (*tlv, values(all))).collect(),
+    }
+}
+
+/// What the endpoints of a pool are given.
+pub(super) fn towards(inputs: &Inputs, pool: &config::Pool, members: &[Member]) -> Towards {
+    let config = &pool.towards;
+    let tls = config.tls.as_ref().zip(inputs.client_tls(&pool.name)).map(|(settings, made)| {
+        let names = members.iter().filter_map(|member| {
+            let address = member.identity.address;
+            Some((address, server_name(settings, member.host.as_deref(), address)?))
+        });
+        let protocol_of_client = settings.alpn.is_empty();
+        Arc::new(Origination { config: made, names: names.collect(), protocol_of_client })
+    });
+    Towards {
+        tls,
+        proxy_header: config.proxy_header.map(|version| match version {
+            config::ProxyOut::V1 => ProxyOut::V1,
+            config::ProxyOut::V2 => ProxyOut::V2,
+        }),
+        client_source: config.client_source,
+        endpoint_sessions: config.endpoint_sessions,
+    }
+}
+
+/// The name that the certificate of an endpoint is for.
+fn server_name(
+    settings: &config::PoolTls,
+    host: Option<&str>,
+    address: SocketAddr,
+) -> Option<ServerName<'static>> {
+    let name = settings.server_name.as_deref().or(host).map(|name| name.strip_suffix('.').unwrap_or(name));
+    match name {
+        Some(name) => ServerName::try_from(name.to_owned()).ok(),
+        None => Some(ServerName::from(address.ip().to_canonical())),
+    }
+}
+
+/// The pool of sessions that go where their client asked: one attempt, as there is one address.
+pub(in crate::control) fn as_asked() -> Arc<Pool> {
+    let timeout = config::defaults::CONNECT_TIMEOUT;
+    let total = timeout.saturating_mul(config::defaults::ATTEMPTS.into());
+    let connect = Connect::plain(timeout, 1, total);
+    Arc::new(Pool::new(PoolName::from(config::AS_ASKED), Balance::Random, Vec::new(), connect))
+}
