@@ -1,1 +1,3 @@
 //! Bytes to meaning: what a client says first. Knows no sockets, no clock and nothing else of ours.
+
+pub mod shown;
