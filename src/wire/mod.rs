@@ -1,3 +1,4 @@
 //! Bytes to meaning: what a client says first. Knows no sockets, no clock and nothing else of ours.
 
+pub mod hello;
 pub mod shown;
