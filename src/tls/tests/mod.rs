@@ -1,0 +1,1 @@
+//! Handshakes in memory between what this room makes.
