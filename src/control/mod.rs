@@ -4,6 +4,7 @@
 
 pub mod admin;
 mod brain;
+pub mod certificates;
 mod compile;
 pub mod discovery;
 pub mod health;

@@ -1,0 +1,1 @@
+//! Files that are replaced, well and badly.
