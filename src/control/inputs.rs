@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use rustls::{ClientConfig, ServerConfig};
+use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::{
@@ -21,7 +21,7 @@ use crate::{
     config::{self, Address, Config},
     ids::{CloudName, EndpointIdentity, EndpointKey, ListenerName, PoolName},
     net::{Bind, Outgoing},
-    state::{EndpointCell, Entry, GroupCell, Listener, ListenerCell, Pool, PoolCell},
+    state::{EndpointCell, Entry, GroupCell, Listener, ListenerCell, Pool, PoolCell, Termination},
 };
 
 /// A name as the config gives it: pool, host, port.
@@ -102,7 +102,7 @@ pub(super) fn listed(addresses: &[SocketAddr]) -> String {
 #[derive(Clone, Default)]
 pub(super) struct TlsInForce {
     /// Where TLS ends, by listener.
-    pub(super) servers: HashMap<ListenerName, Arc<ServerConfig>>,
+    pub(super) servers: HashMap<ListenerName, Arc<Termination>>,
     /// Where it begins, by pool.
     pub(super) clients: HashMap<PoolName, Arc<ClientConfig>>,
 }
@@ -262,7 +262,7 @@ impl Inputs {
     }
 
     /// The settings of TLS that ends at this listener.
-    pub(super) fn server_tls(&self, listener: &ListenerName) -> Option<Arc<ServerConfig>> {
+    pub(super) fn server_tls(&self, listener: &ListenerName) -> Option<Arc<Termination>> {
         self.tls.servers.get(listener).cloned()
     }
 

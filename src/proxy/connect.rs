@@ -21,7 +21,7 @@ use super::{
 use crate::{
     ids::{CloudName, EndpointIdentity, Generation},
     net,
-    state::{Endpoint, Listener, Pool, Report, SessionLimits, Shared, Target},
+    state::{Endpoint, Entry, Listener, Pool, Report, SessionLimits, Shared, Target},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -140,7 +140,7 @@ pub(super) enum First {
 pub(super) fn first(books: &mut Books) -> First {
     let snapshot = books.shared.snapshot();
     let Some(listener) = snapshot.listener(&books.listener) else { return First::Nobody };
-    let needs_more = listener.entry.is_some()
+    let needs_more = listener.entry.as_ref().is_some_and(|entry| entry.comes_first())
         || listener.target.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain());
     if needs_more {
         return First::Slow;
@@ -175,6 +175,13 @@ fn chosen(
     let endpoint = RNG.with_borrow_mut(|rng| route::choose(pool, &facts, rng))?;
     let limits = listener.limits.towards(&endpoint.socket);
     Some(Plan { endpoint: Arc::clone(endpoint), pool: Arc::clone(pool), limits })
+}
+
+/// What comes before a pool is chosen, if anything does.
+pub(super) fn entry(books: &Books) -> Option<Arc<Entry>> {
+    let snapshot = books.shared.snapshot();
+    let entry = snapshot.listener(&books.listener)?.entry.as_ref()?;
+    entry.comes_first().then(|| Arc::clone(entry))
 }
 
 /// The pool of a session, as it is now.
@@ -248,8 +255,8 @@ impl Attempt {
     pub(super) fn connected(&self, books: &mut Books, now: Instant) {
         let cell = &self.plan.endpoint.cell;
         cell.connected(now.saturating_duration_since(self.begun));
-        // Where the first byte is waited for, that speaks for the endpoint.
-        if !self.plan.pool.connect.watches() {
+        // Where the first byte or a handshake is waited for, that speaks for the endpoint.
+        if !self.plan.pool.connect.watches() && self.plan.pool.towards.tls.is_none() {
             cell.vouch();
         }
         books.connected = Some(now);

@@ -21,9 +21,9 @@ use tokio::{
 
 use super::{
     connect::{self, Established},
-    racing,
     relay::Watched,
     session::{AT_ONCE, Books},
+    towards,
 };
 use crate::{
     ids::EndpointIdentity,
@@ -165,7 +165,7 @@ async fn another(
         };
         tokio::select! {
             biased;
-            found = racing::connect(client, books, None, tried.to_vec()) => Some(found),
+            found = towards::connect(client, books, None, tried.to_vec()) => Some(found),
             () = answered => None,
         }
     };

@@ -3,10 +3,14 @@
 
 mod accept;
 mod connect;
+mod edge;
 mod engine;
+mod entry;
 mod first_byte;
 mod listener;
+mod note;
 mod peer;
+mod plain;
 mod race;
 mod racing;
 mod relay;
@@ -14,6 +18,7 @@ mod route;
 mod seats;
 mod seldom;
 mod session;
+mod towards;
 mod worker;
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::{
     peer::Peer,
     race::{Race, Step, Why},
     relay::Watched,
-    session::Books,
+    session::{Books, Counted},
 };
 use crate::{
     ids::EndpointIdentity,
@@ -139,9 +139,11 @@ impl Field<'_> {
     /// Goes on from an endpoint that has reset the session: with what is left of its attempts, and to the same end if
     /// there is nobody else.
     fn go_on(&mut self) {
-        let Some(end) = self.books.was_lost() else { return };
+        let Some((end, counted)) = self.books.was_lost() else { return };
         self.last = end;
-        self.lost.clone_from(&self.books.endpoint);
+        if counted == Counted::NotYet {
+            self.lost.clone_from(&self.books.endpoint);
+        }
         if let Some(pool) = connect::pool(self.books) {
             self.race = Some((Race::again(pool.connect, self.started, self.books.attempts), pool));
         }

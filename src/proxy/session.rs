@@ -8,17 +8,19 @@ use tokio::{io::Interest, time::Instant};
 
 use super::{
     connect::{self, Begun, Claim, Established},
+    edge,
     engine::Mailbox,
-    first_byte,
+    entry, first_byte,
+    note::Note,
     peer::Peer,
-    racing,
     relay::{self, Relay, Watched},
     seats::Seat,
+    towards,
 };
 use crate::{
     ids::{EndpointIdentity, Generation, PoolName},
     net,
-    state::{Endpoint, ListenerCell, SessionLimits, Shared, Told},
+    state::{Endpoint, Entry, ListenerCell, SessionLimits, Shared, Told},
     sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
 };
@@ -46,6 +48,14 @@ pub(super) fn resume(handover: Handover, engine: Arc<Mailbox>) -> impl Future<Ou
 }
 
 async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, engine: Option<Arc<Mailbox>>) {
+    if let Some(entry) = connect::entry(&books)
+        && let Some(Over { end, in_order }) = Box::pin(enter(&client, &mut books, &entry)).await
+    {
+        if in_order {
+            client.close();
+        }
+        return books.close(end);
+    }
     let Ok(mut watched) = sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
         return books.close(End { side: Side::Proxy, stage: Stage::Accept, cause: Cause::Exhausted });
     };
@@ -56,16 +66,22 @@ async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, en
             Ok(established) => established,
             Err(end) => return books.close(end),
         };
+        if let Some(tls) = pool.towards.tls.clone() {
+            let carried = edge::originate(&watched, &upstream, &mut books, (&tls, &pool, limits));
+            match Box::pin(carried).await {
+                Some(end) => break (upstream, end),
+                None => continue,
+            }
+        }
         if let Some(engine) = engine {
             drop(watched);
             return engine.adopt(client, upstream, books, limits);
         }
         if pool.connect.watches() {
-            // What was peeked at raises no edge of its own; a fresh registration does.
             drop(watched);
-            watched = match sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) {
+            watched = match watch(&client) {
                 Ok(watched) => watched,
-                Err(_) => return books.close(connect::EXHAUSTED),
+                Err(end) => return books.close(end),
             };
         }
         drop(pool);
@@ -86,11 +102,41 @@ async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, en
     books.close(end);
 }
 
+/// A session that came to its end before it had an endpoint, or beside the way of plain ones.
+struct Over {
+    end: End,
+    /// The client's connection is to be closed in order.
+    in_order: bool,
+}
+
+/// Hears what the client must say before it has a pool, and serves it to its end where TLS ends here.
+async fn enter(client: &Peer, books: &mut Books, entry: &Entry) -> Option<Over> {
+    let watched = match watch(client) {
+        Ok(watched) => watched,
+        Err(end) => return Some(Over { end, in_order: false }),
+    };
+    match entry::pass(&watched, books, entry).await {
+        Ok(None) => None,
+        Ok(Some(secured)) => {
+            let end = Box::pin(edge::serve(&watched, secured, books)).await;
+            Some(Over { end, in_order: end.is_clean() })
+        }
+        // After a failed handshake the alert that says why is to arrive.
+        Err(end) => Some(Over { end, in_order: end.cause == Cause::Handshake }),
+    }
+}
+
+/// Watches the client anew: what was looked at raises no edge of its own, and a fresh registration does.
+fn watch(client: &Peer) -> Result<Watched<'_>, End> {
+    sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE).map_err(|_| connect::EXHAUSTED)
+}
+
 /// Finds an endpoint that takes the session, and that answers where the pool asks for that.
 async fn reach(client: &Watched<'_>, books: &mut Books, begun: Option<Begun>) -> Result<Established, End> {
-    let established = racing::connect(client, books, begun, books.lost_by()).await?;
+    let established = towards::connect(client, books, begun, books.lost_by()).await?;
     // What is not in the client's socket any more cannot be kept for another endpoint.
-    if established.pool.connect.watches() && !books.owes() {
+    let in_plain = established.pool.towards.tls.is_none();
+    if established.pool.connect.watches() && in_plain && !books.owes() {
         return first_byte::settle(client, books, established).await;
     }
     Ok(established)
@@ -114,10 +160,20 @@ struct Early {
     client_ended: bool,
     /// What the client has told before it had a pool.
     told: Told,
+    /// What else is known of it, for its line and for its endpoint.
+    note: Note,
     /// Endpoints that have reset it before a byte was exchanged.
     lost_by: Vec<Arc<EndpointIdentity>>,
-    /// How it ends if nobody else takes it; nothing when somebody looks for another one already.
-    lost: Option<End>,
+    /// How it ends if nobody else takes it, and whether its endpoint has been told of that; nothing when somebody looks for
+    /// another one already.
+    lost: Option<(End, Counted)>,
+}
+
+/// Whether an endpoint has been told that it failed a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counted {
+    NotYet,
+    Already,
 }
 
 /// The session's record: opened at the accept, closed exactly once, from `drop` if the task was cancelled or panicked.
@@ -255,7 +311,7 @@ impl Books {
         self.asked |= !undelivered.is_empty();
         let early = self.early.get_or_insert_default();
         early.lost_by.push(Arc::clone(&endpoint.identity));
-        early.lost = Some(end);
+        early.lost = Some((end, Counted::NotYet));
         early.owed = undelivered;
         true
     }
@@ -271,8 +327,34 @@ impl Books {
         self.early.as_ref().map_or(&NOTHING, |early| &early.told)
     }
 
+    /// What the client tells, for whoever learns more of it.
+    pub(super) fn tell_more(&mut self) -> &mut Told {
+        &mut self.early.get_or_insert_default().told
+    }
+
+    /// What else is known of it.
+    pub(super) fn noted(&self) -> Option<&Note> {
+        self.early.as_ref().map(|early| &early.note)
+    }
+
+    /// The same, for whoever knows more.
+    pub(super) fn note(&mut self) -> &mut Note {
+        &mut self.early.get_or_insert_default().note
+    }
+
+    /// The endpoint was connected to, and failed before it had the session: another one may have that.
+    pub(super) fn fail(&mut self, end: End) {
+        if let Some(endpoint) = self.endpoint.clone() {
+            connect::failed(self, &endpoint, end);
+            self.connected = None;
+            let early = self.early.get_or_insert_default();
+            early.lost_by.push(Arc::clone(&endpoint.identity));
+            early.lost = Some((end, Counted::Already));
+        }
+    }
+
     /// How it would have ended, once for each endpoint that has reset it.
-    pub(super) fn was_lost(&mut self) -> Option<End> {
+    pub(super) fn was_lost(&mut self) -> Option<(End, Counted)> {
         self.early.as_mut()?.lost.take()
     }
 
@@ -336,6 +418,7 @@ impl Drop for Books {
             total,
             attempts: self.attempts,
             end,
+            edge: self.early.take().and_then(|early| early.note.record(early.told)),
         });
         self.shared.sessions.finish(end.cause == Cause::Panic);
     }

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
+use rustls::{ClientConfig, ServerConfig, pki_types::ServerName, server::danger::ClientCertVerifier};
 
 use super::{Pool, Routes};
 use crate::net::Intercept;
@@ -15,7 +15,7 @@ pub struct Entry {
     /// Whether clients begin with a PROXY header.
     pub proxy_header: ProxyIn,
     /// TLS, if it ends here.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<Termination>>,
     /// Which of the listener's targets takes which session.
     pub routes: Routes,
     /// Whether clients were sent here on their way to others.
@@ -31,10 +31,11 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// True if the client must say something before a pool can be chosen.
+    /// True if more than the client's own address must be known before a pool can be chosen.
     #[must_use]
-    pub fn waits(&self) -> bool {
-        self.proxy_header != ProxyIn::Off || self.reads_hello()
+    pub fn comes_first(&self) -> bool {
+        let waits = self.proxy_header != ProxyIn::Off || self.reads_hello();
+        waits || self.intercept != Intercept::Off || !self.routes.is_empty()
     }
 
     /// True if a ClientHello is looked at.
@@ -54,6 +55,21 @@ pub enum ProxyIn {
     Required(Vec<IpNet>),
     /// From these networks a connection may begin with one; what others send is payload.
     Optional(Vec<IpNet>),
+}
+
+/// TLS that ends at a listener.
+pub struct Termination {
+    /// How.
+    pub config: Arc<ServerConfig>,
+    /// Who judges the certificates of clients, if they show any: also those of sessions that are resumed.
+    pub clients: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+/// Without the settings, which have keys in them.
+impl fmt::Debug for Termination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Termination").finish_non_exhaustive()
+    }
 }
 
 /// Where sessions go.

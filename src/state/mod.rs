@@ -17,7 +17,7 @@ mod spare;
 
 pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
 pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, WorkerCell};
-pub use entry::{Entry, Origination, ProxyIn, ProxyOut, Target, Towards};
+pub use entry::{Entry, Origination, ProxyIn, ProxyOut, Target, Termination, Towards};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use lanes::use_lane;
 pub use live::{

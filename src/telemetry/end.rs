@@ -44,6 +44,16 @@ pub enum Cause {
     Unreachable,
     /// No answer in time (connect timeout, TCP user timeout, keepalive).
     TimedOut,
+    /// The client began with no PROXY header, or with none that can be believed.
+    BadHeader,
+    /// The client began with no ClientHello that can be routed.
+    BadHello,
+    /// The TLS handshake failed, or TLS broke later.
+    Handshake,
+    /// TLS ended without `close_notify`: bytes may be missing.
+    Truncated,
+    /// No route is for such a session.
+    NoRoute,
     /// No byte moved for the idle timeout.
     Idle,
     /// One direction had ended and the other stayed silent for the half-close timeout.
@@ -118,12 +128,17 @@ impl Stage {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 21] = [
         Self::Closed,
         Self::Reset,
         Self::Refused,
         Self::Unreachable,
         Self::TimedOut,
+        Self::BadHeader,
+        Self::BadHello,
+        Self::Handshake,
+        Self::Truncated,
+        Self::NoRoute,
         Self::Idle,
         Self::HalfClosed,
         Self::Lifetime,
@@ -146,6 +161,11 @@ impl Cause {
             Self::Refused => "refused",
             Self::Unreachable => "unreachable",
             Self::TimedOut => "timed_out",
+            Self::BadHeader => "bad_header",
+            Self::BadHello => "bad_hello",
+            Self::Handshake => "handshake",
+            Self::Truncated => "truncated",
+            Self::NoRoute => "no_route",
             Self::Idle => "idle",
             Self::HalfClosed => "half_closed",
             Self::Lifetime => "lifetime",
@@ -235,6 +255,10 @@ impl End {
     pub const fn flags(self) -> &'static str {
         match (self.cause, self.side, self.stage) {
             (Cause::Closed, Side::Client, Stage::Connect) => "CC",
+            (Cause::Closed | Cause::Reset | Cause::Truncated, Side::Client, Stage::Accept) => "CR",
+            (Cause::TimedOut, Side::Client, Stage::Accept) => "cR",
+            (Cause::BadHeader | Cause::BadHello | Cause::NoRoute, _, _) => "PR",
+            (Cause::Handshake, _, Stage::Accept) => "PR",
             (Cause::Closed, _, _) => "--",
             (Cause::Exhausted, _, Stage::Accept | Stage::Route) => "RR",
             (Cause::Exhausted, _, Stage::Connect) => "RC",

@@ -17,7 +17,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::End;
+use super::{End, edge::Edge};
 use crate::ids::{EndpointIdentity, Generation, ListenerName, PoolName};
 
 /// Records that may wait to be written: a second of a very busy proxy.
@@ -62,6 +62,8 @@ pub struct SessionRecord {
     pub attempts: u8,
     /// How it ended.
     pub end: End,
+    /// What the edge knows of it, where it has one.
+    pub edge: Option<Box<Edge>>,
 }
 
 /// Which sessions get a line.
@@ -286,7 +288,7 @@ fn line(out: &mut String, record: &SessionRecord, format: LineFormat, (clock, no
 }
 
 /// Names come from the operator's file, which allows no spaces, quotes or control characters in them; addresses and
-/// numbers are ours. Nothing that a client sent stands in a line.
+/// numbers are ours. What a client sent stands in quotes and is escaped.
 fn text(out: &mut String, record: &SessionRecord) {
     let end = record.end;
     // Writing to a String cannot fail.
@@ -321,6 +323,9 @@ fn text(out: &mut String, record: &SessionRecord) {
         end.cause.as_str(),
         end.flags()
     );
+    if let Some(edge) = &record.edge {
+        edge.text(out);
+    }
 }
 
 fn json(out: &mut String, record: &SessionRecord) {
@@ -349,7 +354,7 @@ fn json(out: &mut String, record: &SessionRecord) {
     }
     let _ = write!(
         out,
-        r#","total_ms":{},"attempts":{},"side":"{}","stage":"{}","cause":"{}","flags":"{}"}}"#,
+        r#","total_ms":{},"attempts":{},"side":"{}","stage":"{}","cause":"{}","flags":"{}""#,
         Millis(record.total),
         record.attempts,
         end.side.as_str(),
@@ -357,15 +362,19 @@ fn json(out: &mut String, record: &SessionRecord) {
         end.cause.as_str(),
         end.flags()
     );
+    if let Some(edge) = &record.edge {
+        edge.json(out);
+    }
+    out.push('}');
 }
 
 /// An IPv4 client of a dual-stack listener is written as IPv4.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// A JSON string.
-struct Quoted<'a>(&'a str);
+pub(super) struct Quoted<'a>(pub(super) &'a str);
 
 impl std::fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

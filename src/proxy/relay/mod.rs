@@ -7,6 +7,7 @@
 mod flow;
 mod polled;
 mod splice;
+mod streams;
 mod watch;
 
 use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use self::{
 pub(super) use self::{
     polled::{Watched, relay},
     splice::{keeps_pipes, trim},
+    streams::{Below, relay_streams},
 };
 use super::session::Moved;
 use crate::{

@@ -1,0 +1,183 @@
+//! What a client says before it has a pool: a PROXY header, a ClientHello, the TLS that ends here. Nothing of it but the
+//! header and the handshake is taken from the client's socket, so that what follows finds the rest where it was.
+
+mod header;
+mod hello;
+
+use std::{sync::Arc, time::Duration};
+
+use rustix::net::RecvFlags;
+use tokio::{
+    io::Interest,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::{plain::Plain, relay::Watched, session::Books};
+use crate::{
+    state::{Entry, Target, Termination},
+    telemetry::{Cause, End, Side, Stage},
+    tls,
+};
+
+/// TLS with a client.
+pub(super) type Secured<'w> = Box<TlsStream<Plain<'w>>>;
+
+/// Hears what the client says first, and leaves it in the books. TLS with it, if that ends here.
+///
+/// # Errors
+/// The session is over: the client said nothing in time, or what may not be said here, or nobody serves it.
+pub(super) async fn pass<'w>(
+    client: &'w Watched<'w>,
+    books: &mut Books,
+    entry: &Entry,
+) -> Result<Option<Secured<'w>>, End> {
+    header::read(client, books, entry).await?;
+    if books.told().destination.is_none() {
+        books.tell_more().destination = rustix::net::getsockname(client.get_ref())
+            .ok()
+            .and_then(|address| std::net::SocketAddr::try_from(address).ok());
+    }
+    let deadline = Instant::now() + entry.handshake_timeout;
+    if entry.reads_hello() {
+        hello::read(client, books, entry, deadline).await?;
+    }
+    if leads_nowhere(books) {
+        return Err(ended(Side::Proxy, Stage::Route, Cause::NoRoute));
+    }
+    match &entry.tls {
+        Some(tls) => shake_hands(client, books, tls, deadline).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// True if no pool takes such a session.
+fn leads_nowhere(books: &Books) -> bool {
+    let snapshot = books.shared.snapshot();
+    let listener = snapshot.listener(&books.listener);
+    listener.is_none_or(|listener| matches!(listener.route(books.client.ip(), books.told()), Target::Refuse))
+}
+
+async fn shake_hands<'w>(
+    client: &'w Watched<'w>,
+    books: &mut Books,
+    tls: &Termination,
+    deadline: Instant,
+) -> Result<Secured<'w>, End> {
+    let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
+    let Ok(shaken) = timeout_at(deadline, acceptor.accept(Plain(client))).await else {
+        return Err(ended(Side::Client, Stage::Accept, Cause::TimedOut));
+    };
+    // Why it failed can be asked only until this thread goes on with another one.
+    let failed = |books: &mut Books, error: &rustls::Error| {
+        let (word, reason) = tls::why(error);
+        books.note().refused = Some((word, reason.into()));
+        ended(Side::Client, Stage::Accept, Cause::Handshake)
+    };
+    let stream = match shaken {
+        Ok(stream) => Box::new(stream),
+        Err(error) => {
+            return Err(match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(error) => failed(books, error),
+                None if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    ended(Side::Client, Stage::Accept, Cause::Closed)
+                }
+                None => ended(Side::Client, Stage::Accept, Cause::of(&error)),
+            });
+        }
+    };
+    let connection = stream.get_ref().1;
+    if let Some(clients) = &tls.clients
+        && let Err(error) = tls::recheck(connection, clients)
+    {
+        return Err(failed(books, &error));
+    }
+    if let Some(agreed) = tls::negotiated(connection) {
+        let note = books.note();
+        note.tls = Some(agreed.version);
+        note.verified = connection.peer_certificates().is_some();
+        note.alpn = connection.alpn_protocol().map(Into::into);
+    }
+    Ok(stream)
+}
+
+pub(super) const fn ended(side: Side, stage: Stage, cause: Cause) -> End {
+    End { side, stage, cause }
+}
+
+/// What a look at the bytes so far has come to.
+enum Look<T> {
+    /// More are needed.
+    More,
+    Found(T),
+}
+
+/// Shows `look` what the client has sent so far, from its first byte, until it finds what it looks for. Nothing is taken from
+/// the socket. `room`: the most that is shown.
+async fn peruse<T>(
+    client: &Watched<'_>,
+    room: usize,
+    deadline: Instant,
+    mut look: impl FnMut(&[u8]) -> Result<Look<T>, End>,
+) -> Result<T, End> {
+    let mut seen = 0;
+    let ended_by = |cause| ended(Side::Client, Stage::Accept, cause);
+    loop {
+        let Ok(ready) = timeout_at(deadline, client.ready(Interest::READABLE)).await else {
+            return Err(ended_by(Cause::TimedOut));
+        };
+        // Before the look: the edge that follows it must not be missed.
+        ready.map_err(|error| ended_by(Cause::of(&error)))?.clear_ready();
+        // Not kept across waits: a client that stalls costs no buffer.
+        let mut bytes = vec![0; room.min(seen.max(FIRST) * 2)];
+        let length = loop {
+            match rustix::net::recv(client.get_ref(), &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+                Ok((length, _)) if length == bytes.len() && length < room => {
+                    bytes.resize(room.min(length * 2), 0);
+                }
+                Ok((length, _)) => break length,
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => break seen,
+                Err(error) => return Err(ended_by(Cause::of(&error.into()))),
+            }
+        };
+        if length == seen {
+            if is_over(client) {
+                return Err(ended_by(if seen == 0 { Cause::Closed } else { Cause::Truncated }));
+            }
+            continue;
+        }
+        seen = length;
+        if let Look::Found(found) = look(bytes.get(..length).unwrap_or_default())? {
+            return Ok(found);
+        }
+        if length == room || is_over(client) {
+            return Err(ended_by(Cause::Truncated));
+        }
+    }
+}
+
+/// What is looked at first: most hellos are shorter.
+const FIRST: usize = 1024;
+
+/// True when the client sends no more. A socket with unread bytes tells of its end by no read.
+fn is_over(client: &Watched<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut sockets = [PollFd::new(client.get_ref(), PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut sockets, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// Takes so many bytes that were looked at already.
+fn take(client: &Watched<'_>, length: usize) -> Result<(), End> {
+    let mut bytes = vec![0; length];
+    let taken = rustix::net::recv(client.get_ref(), &mut bytes[..], RecvFlags::DONTWAIT);
+    match taken {
+        Ok((taken, _)) if taken == length => Ok(()),
+        _ => Err(ended(Side::Client, Stage::Accept, Cause::Reset)),
+    }
+}
+
+/// When a wait of this length is over.
+fn from_now(time: Duration) -> Instant {
+    Instant::now() + time
+}

@@ -1,0 +1,436 @@
+//! The relay between streams that are more than sockets: TLS on one side or both. The manners are those of the relay between
+//! sockets: ends are passed on as ends (`close_notify` where there is TLS), resets as resets, and TLS that breaks off without
+//! `close_notify` is a reset (RFC 8446, section 6.1): a loss must not look like an end.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::{
+    CLIENT_GONE, LOOK_FIRST, LOOK_MOST, Watched,
+    watch::{Look, Watch},
+};
+use crate::{
+    net,
+    proxy::session::{Books, Moved},
+    state::SessionLimits,
+    telemetry::{Cause, End, Side, Stage},
+};
+
+/// The room for one read: the largest record of TLS.
+const ROOM: usize = 16 * 1024;
+
+/// Reads of one direction before others have their turn.
+const TURN: u32 = 32;
+
+thread_local! {
+    /// What is read goes through here; a session has memory of its own only while bytes wait for a reader.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; ROOM].into_boxed_slice());
+}
+
+/// A side's stream, and the socket below it.
+pub(in crate::proxy) struct Below<'a, 'w, S> {
+    pub(in crate::proxy) stream: &'a mut S,
+    pub(in crate::proxy) socket: &'a Watched<'w>,
+}
+
+/// Relays until the session ends, and says how. When the end is not a clean one, the caller resets both connections.
+pub(in crate::proxy) async fn relay_streams<C, U>(
+    client: Below<'_, '_, C>,
+    upstream: Below<'_, '_, U>,
+    limits: Arc<SessionLimits>,
+    books: &mut Books,
+) -> End
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    books.show();
+    let now = Instant::now();
+    let mut relay = Streams {
+        watch: Watch::new(now, &limits),
+        client,
+        upstream,
+        to_upstream: Flow::default(),
+        to_client: Flow::default(),
+        first_end: None,
+        last_moved: now,
+        dies: limits.lifetime.map(|lifetime| now + lifetime),
+        acknowledged: 0,
+        waiting: false,
+        limits,
+    };
+    let mut timer = pin!(sleep_until(relay.deadline()));
+    let end = poll_fn(|context| {
+        let polled = relay.poll(context, timer.as_mut());
+        books.account(relay.moved());
+        polled
+    })
+    .await;
+    match end {
+        Ok(end) => {
+            relay.watch.leave(relay.client.socket, relay.upstream.socket);
+            end
+        }
+        Err(end) => {
+            relay.last_words(end).await;
+            books.account(relay.moved());
+            end
+        }
+    }
+}
+
+struct Streams<'a, 'w, C, U> {
+    client: Below<'a, 'w, C>,
+    upstream: Below<'a, 'w, U>,
+    to_upstream: Flow,
+    to_client: Flow,
+    first_end: Option<Side>,
+    last_moved: Instant,
+    dies: Option<Instant>,
+    /// Bytes that the peers had acknowledged when they were last counted.
+    acknowledged: u64,
+    /// Bytes waited for a peer when it was last looked.
+    waiting: bool,
+    watch: Watch,
+    limits: Arc<SessionLimits>,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Flow {
+    /// What was read and not written: empty where nothing waits.
+    held: Vec<u8>,
+    /// So much of it was written.
+    written: usize,
+    state: Ends,
+    /// Written, but perhaps still in the sink's own buffer.
+    unflushed: bool,
+    moved: u64,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Ends {
+    #[default]
+    Open,
+    /// The source has ended, and the sink is to learn it.
+    Ending,
+    Ended,
+}
+
+/// A side whose stream failed.
+enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+/// What a turn of a direction has come to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Waiting,
+    Again,
+}
+
+impl<C, U> Streams<'_, '_, C, U>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    /// Ready when both directions have ended, or with the end of a side that failed.
+    fn poll(&mut self, context: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Result<End, End>> {
+        loop {
+            let before = self.moved();
+            let up = self.to_upstream.run(context, self.client.stream, self.upstream.stream);
+            let up = match up {
+                Ok(step) => step,
+                Err(broken) => return Poll::Ready(Err(dead(Side::Client, &broken))),
+            };
+            let down = match self.to_client.run(context, self.upstream.stream, self.client.stream) {
+                Ok(step) => step,
+                Err(broken) => return Poll::Ready(Err(dead(Side::Upstream, &broken))),
+            };
+            let now = Instant::now();
+            if self.moved() != before {
+                self.last_moved = now;
+                self.watch.moved(now, &self.limits);
+            }
+            self.note_ends(now);
+            if self.to_upstream.state == Ends::Ended && self.to_client.state == Ends::Ended {
+                return Poll::Ready(Ok(End::closed(self.first_end.unwrap_or(Side::Client))));
+            }
+            if up == Step::Again || down == Step::Again {
+                // Others first; this task is run again after them.
+                context.waker().wake_by_ref();
+            }
+            let deadline = self.deadline();
+            // The timer is moved only to come sooner; when it comes too soon it is set again.
+            if deadline < timer.deadline() {
+                timer.as_mut().reset(deadline);
+            }
+            if timer.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            if let Some(end) = self.expired(Instant::now()) {
+                return Poll::Ready(Err(end));
+            }
+            timer.as_mut().reset(self.deadline());
+        }
+    }
+
+    fn note_ends(&mut self, now: Instant) {
+        if self.first_end.is_some() {
+            return;
+        }
+        self.first_end = match (self.to_upstream.state, self.to_client.state) {
+            (Ends::Open, Ends::Open) => return,
+            (Ends::Open, _) => Some(Side::Upstream),
+            _ => Some(Side::Client),
+        };
+        self.last_moved = now;
+    }
+
+    /// What a dead side had sent before goes to the other one, for as long as that takes it: then a reset follows.
+    async fn last_words(&mut self, end: End) {
+        let patience = match end.side {
+            Side::Client => CLIENT_GONE,
+            Side::Upstream => self.limits.user_timeout,
+            Side::Proxy | Side::Operator => return,
+        };
+        let (flow, sink) = if end.side == Side::Client {
+            (&mut self.to_upstream, self.upstream.socket)
+        } else {
+            (&mut self.to_client, self.client.socket)
+        };
+        let deliver = async {
+            let delivered = if end.side == Side::Client {
+                poll_fn(|context| flow.deliver(context, self.upstream.stream)).await
+            } else {
+                poll_fn(|context| flow.deliver(context, self.client.stream)).await
+            };
+            // With SO_LINGER 0 the kernel drops what its peer has not acknowledged, so that is waited for. There is no event
+            // for it.
+            let mut pause = LOOK_FIRST;
+            while delivered.is_ok() && net::waiting(sink) > 0 {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK_MOST);
+            }
+        };
+        tokio::time::timeout(patience, deliver).await.unwrap_or_default();
+    }
+
+    const fn moved(&self) -> Moved {
+        Moved { to_upstream: self.to_upstream.moved, to_client: self.to_client.moved }
+    }
+
+    fn deadline(&self) -> Instant {
+        let due = self.last_moved + self.silence();
+        [self.dies, self.watch.due()].into_iter().flatten().fold(due, Instant::min)
+    }
+
+    /// How long nothing may move. What waits for a slow reader is not silence of the other side.
+    fn silence(&self) -> Duration {
+        let half_closed = self.first_end.is_some() && !self.waiting;
+        if half_closed { self.limits.half_closed.min(self.limits.idle) } else { self.limits.idle }
+    }
+
+    fn expired(&mut self, now: Instant) -> Option<End> {
+        let end = |side, cause| Some(End { side, stage: Stage::Relay, cause });
+        if self.dies.is_some_and(|at| now >= at) {
+            return end(Side::Proxy, Cause::Lifetime);
+        }
+        if self.watch.is_due(now) {
+            match self.watch.look(now, &self.limits, self.client.socket, self.upstream.socket) {
+                Look::Dead(side) => return end(side, Cause::TimedOut),
+                Look::Waiting => self.count(now),
+                Look::Quiet if self.waiting => self.count(now),
+                Look::Quiet => {}
+            }
+        }
+        if now >= self.last_moved + self.silence() {
+            self.count(now);
+        }
+        if now < self.last_moved + self.silence() {
+            return None;
+        }
+        match self.first_end {
+            // The side that has not ended is the silent one.
+            Some(Side::Client) if !self.waiting => end(Side::Upstream, Cause::HalfClosed),
+            Some(_) if !self.waiting => end(Side::Client, Cause::HalfClosed),
+            _ => end(Side::Client, Cause::Idle),
+        }
+    }
+
+    /// Counts what the peers have acknowledged: bytes that leave the kernel's buffers are movement too.
+    fn count(&mut self, now: Instant) {
+        let left = net::waiting(self.client.socket) + net::waiting(self.upstream.socket);
+        let waited = self.waiting;
+        self.waiting = left > 0 || self.to_upstream.is_stalled() || self.to_client.is_stalled();
+        let moved = self.moved();
+        let acknowledged = (moved.to_upstream + moved.to_client).saturating_sub(left as u64);
+        if (self.waiting || waited) && acknowledged > self.acknowledged {
+            self.last_moved = now;
+        }
+        self.acknowledged = acknowledged;
+    }
+}
+
+impl Flow {
+    /// Moves what can be moved now.
+    fn run<R, W>(&mut self, context: &mut Context<'_>, source: &mut R, sink: &mut W) -> Result<Step, Broken>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        for _ in 0..TURN {
+            match self.drain(context, sink) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err(Broken::Sink(error)),
+                Poll::Pending => return Ok(Step::Waiting),
+            }
+            match self.state {
+                Ends::Ended => return Ok(Step::Waiting),
+                Ends::Ending => {
+                    match Pin::new(&mut *sink).poll_shutdown(context) {
+                        Poll::Ready(Ok(())) => self.state = Ends::Ended,
+                        Poll::Ready(Err(error)) => return Err(Broken::Sink(error)),
+                        Poll::Pending => {}
+                    }
+                    return Ok(Step::Waiting);
+                }
+                Ends::Open => {}
+            }
+            match self.copy(context, source, sink)? {
+                Poll::Ready(()) => {}
+                Poll::Pending => {
+                    // Nothing follows for now: what the sink keeps is to go out.
+                    return match self.flush(context, sink) {
+                        Poll::Ready(Err(error)) => Err(Broken::Sink(error)),
+                        Poll::Ready(Ok(())) | Poll::Pending => Ok(Step::Waiting),
+                    };
+                }
+            }
+        }
+        Ok(Step::Again)
+    }
+
+    /// One read, and what the sink takes of it at once. Pending when there is nothing to read.
+    fn copy<R, W>(
+        &mut self,
+        context: &mut Context<'_>,
+        source: &mut R,
+        sink: &mut W,
+    ) -> Result<Poll<()>, Broken>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut room = ReadBuf::new(scratch);
+            match Pin::new(source).poll_read(context, &mut room) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Err(error)) => return Err(Broken::Source(error)),
+                Poll::Ready(Ok(())) => {}
+            }
+            let mut bytes = room.filled();
+            if bytes.is_empty() {
+                self.state = Ends::Ending;
+                return Ok(Poll::Ready(()));
+            }
+            while !bytes.is_empty() {
+                match Pin::new(&mut *sink).poll_write(context, bytes) {
+                    Poll::Ready(Ok(0)) => return Err(Broken::Sink(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(length)) => {
+                        self.wrote(length);
+                        bytes = bytes.get(length..).unwrap_or_default();
+                    }
+                    Poll::Ready(Err(error)) => return Err(Broken::Sink(error)),
+                    Poll::Pending => break,
+                }
+            }
+            self.held.extend_from_slice(bytes);
+            Ok(Poll::Ready(()))
+        })
+    }
+
+    /// Writes what waits. Ready when nothing does.
+    fn drain<W: AsyncWrite + Unpin>(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut W,
+    ) -> Poll<io::Result<()>> {
+        while let Some(bytes) = self.held.get(self.written..).filter(|bytes| !bytes.is_empty()) {
+            match Pin::new(&mut *sink).poll_write(context, bytes) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(length)) => {
+                    self.written += length;
+                    self.wrote(length);
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        (self.held, self.written) = (Vec::new(), 0);
+        Poll::Ready(Ok(()))
+    }
+
+    fn flush<W: AsyncWrite + Unpin>(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut W,
+    ) -> Poll<io::Result<()>> {
+        if !self.unflushed {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = Pin::new(sink).poll_flush(context);
+        self.unflushed = flushed.is_pending();
+        flushed
+    }
+
+    /// Writes what waits and what the sink keeps.
+    fn deliver<W: AsyncWrite + Unpin>(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut W,
+    ) -> Poll<io::Result<()>> {
+        match self.drain(context, sink) {
+            Poll::Ready(Ok(())) => self.flush(context, sink),
+            other => other,
+        }
+    }
+
+    const fn wrote(&mut self, length: usize) {
+        self.moved += length as u64;
+        self.unflushed = true;
+    }
+
+    const fn is_stalled(&self) -> bool {
+        !self.held.is_empty()
+    }
+}
+
+/// How a session ends of which a side has failed. `source` is the one that was read.
+fn dead(source: Side, broken: &Broken) -> End {
+    let other = if source == Side::Client { Side::Upstream } else { Side::Client };
+    let (side, error) = match broken {
+        Broken::Source(error) => (source, error),
+        Broken::Sink(error) => (other, error),
+    };
+    let cause = match error.kind() {
+        // TLS that ends without `close_notify`.
+        io::ErrorKind::UnexpectedEof => Cause::Truncated,
+        io::ErrorKind::InvalidData => Cause::Handshake,
+        _ => Cause::of(error),
+    };
+    End { side, stage: Stage::Relay, cause }
+}

@@ -1,0 +1,147 @@
+//! What an endpoint is given before the session: a PROXY header, and TLS.
+
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+
+use rustix::net::SendFlags;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::Interest,
+    time::{Instant, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{
+    connect::{self, Begun, Established},
+    peer::Peer,
+    plain::Plain,
+    racing,
+    relay::Watched,
+    session::Books,
+};
+use crate::{
+    ids::EndpointIdentity,
+    state::{Origination, ProxyOut},
+    sys,
+    telemetry::{Cause, End, Side, Stage},
+    tls,
+    wire::proxy_header::{self, Outgoing, OutgoingTls, Version},
+};
+
+/// Finds an endpoint that takes the session, and tells it whose it is where the pool asks for that.
+pub(super) async fn connect(
+    client: &Watched<'_>,
+    books: &mut Books,
+    begun: Option<Begun>,
+    mut tried: Vec<Arc<EndpointIdentity>>,
+) -> Result<Established, End> {
+    let mut begun = begun;
+    loop {
+        let established = racing::connect(client, books, begun.take(), tried.clone()).await?;
+        let Some(version) = established.pool.towards.proxy_header else { return Ok(established) };
+        let header = header(books, client, version);
+        let more = connect::has_sent(client.get_ref());
+        match send(&established.upstream, &header, more).await {
+            Ok(()) => return Ok(established),
+            Err(cause) => {
+                let end = End { side: Side::Upstream, stage: Stage::Connect, cause };
+                books.fail(end);
+                tried.extend(books.endpoint.as_ref().map(|endpoint| Arc::clone(&endpoint.identity)));
+            }
+        }
+    }
+}
+
+/// The header of this session.
+fn header(books: &Books, client: &Watched<'_>, version: ProxyOut) -> Vec<u8> {
+    let version = match version {
+        ProxyOut::V1 => Version::V1,
+        ProxyOut::V2 => Version::V2,
+    };
+    let told = books.told();
+    let local = || {
+        let address = rustix::net::getsockname(client.get_ref()).ok()?;
+        SocketAddr::try_from(address).ok()
+    };
+    let destination = told.destination.or_else(local);
+    let note = books.noted();
+    let id = books.number().to_string();
+    let outgoing = Outgoing {
+        authority: told.sni.as_deref(),
+        alpn: note.and_then(|note| note.alpn.as_deref()),
+        unique_id: Some(id.as_bytes()),
+        tls: note.and_then(|note| {
+            Some(OutgoingTls { version: note.tls?, verified: note.verified, common_name: None })
+        }),
+        passed_on: note.and_then(|note| note.header.as_deref()),
+    };
+    proxy_header::write(version, destination.map(|destination| (books.client, destination)), &outgoing)
+}
+
+/// Sends all of it. `more`: the client's first bytes follow at once, and may travel in the same segment.
+async fn send(upstream: &Peer, header: &[u8], more: bool) -> Result<(), Cause> {
+    let mut flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    if more {
+        flags |= SendFlags::MORE;
+    }
+    let mut left = header;
+    while !left.is_empty() {
+        match rustix::net::send(upstream, left, flags) {
+            Ok(length) => left = left.get(length..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => {
+                // A fresh connection has room for any header, if its buffer is not a very small one.
+                let watched = sys::readiness(upstream.as_fd(), Interest::WRITABLE);
+                let watched = watched.map_err(|_| Cause::Exhausted)?;
+                watched.ready(Interest::WRITABLE).await.map_err(|error| Cause::of(&error))?.clear_ready();
+            }
+            Err(error) => return Err(Cause::of(&error.into())),
+        }
+    }
+    Ok(())
+}
+
+/// TLS with an endpoint.
+pub(super) type Secured<'w> = Box<TlsStream<Plain<'w>>>;
+
+/// Shakes hands with the endpoint that carries the session.
+///
+/// # Errors
+/// It did not come to an end in time, or its certificate is not right: the end of the session, if nobody else takes it.
+pub(super) async fn secure<'w>(
+    upstream: &'w Watched<'w>,
+    books: &mut Books,
+    origination: &Origination,
+    patience: Duration,
+) -> Result<Secured<'w>, End> {
+    let endpoint = books.endpoint.as_ref().map(|endpoint| endpoint.address());
+    let failed = |cause| End { side: Side::Upstream, stage: Stage::Connect, cause };
+    let name: Option<&ServerName<'static>> = endpoint.and_then(|address| origination.names.get(&address));
+    // An address that a name has lost since: another attempt knows more.
+    let Some(name) = name.cloned() else { return Err(failed(Cause::Handshake)) };
+    let connector = TlsConnector::from(Arc::clone(&origination.config));
+    let agreed =
+        books.noted().and_then(|note| note.alpn.as_deref()).filter(|_| origination.protocol_of_client);
+    let shaking = match agreed {
+        Some(protocol) => connector.with_alpn(vec![protocol.to_vec()]).connect(name, Plain(upstream)),
+        None => connector.connect(name, Plain(upstream)),
+    };
+    match timeout(patience, shaking).await {
+        Ok(Ok(stream)) => {
+            books.connected = Some(Instant::now());
+            if let Some(endpoint) = &books.endpoint {
+                endpoint.cell.vouch();
+            }
+            Ok(Box::new(stream))
+        }
+        Err(_) => Err(failed(Cause::TimedOut)),
+        Ok(Err(error)) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(error) => {
+                let (word, reason) = tls::why(error);
+                books.note().refused = Some((word, reason.into()));
+                Err(failed(Cause::Handshake))
+            }
+            None if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(failed(Cause::Reset)),
+            None => Err(failed(Cause::of(&error))),
+        },
+    }
+}
