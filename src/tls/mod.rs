@@ -12,6 +12,8 @@ mod names;
 mod server;
 mod sni;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod tickets;
 mod why;

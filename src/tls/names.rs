@@ -102,12 +102,12 @@ pub(super) fn check(
 
 fn matches(pattern: &NamePattern, names: &Names, side: Side) -> bool {
     match pattern {
-        NamePattern::Dns(name) => names.dns.iter().any(|has| match (has.strip_prefix('*'), side) {
+        NamePattern::Dns(name) => names.dns.iter().any(|has| match (wildcard(has), side) {
             (None, _) => has == name,
             (Some(_), Side::Client) => false,
             (Some(rest), Side::Endpoint) => one_label_before(name, rest),
         }),
-        NamePattern::DnsBelow(suffix) => names.dns.iter().any(|has| match (has.strip_prefix('*'), side) {
+        NamePattern::DnsBelow(suffix) => names.dns.iter().any(|has| match (wildcard(has), side) {
             (None, _) => below(has, suffix),
             (Some(_), Side::Client) => false,
             (Some(rest), Side::Endpoint) => rest.ends_with(suffix.as_str()),
@@ -119,14 +119,22 @@ fn matches(pattern: &NamePattern, names: &Names, side: Side) -> bool {
     }
 }
 
+/// What comes after the star of `*.example.com`, with its dot. As in the library's own check, a star for all names of a
+/// top-level domain is none.
+fn wildcard(name: &str) -> Option<&str> {
+    let rest = name.strip_prefix('*')?;
+    rest.strip_prefix('.').is_some_and(|domain| domain.contains('.')).then_some(rest)
+}
+
 /// True if `name` is one label and then `rest`, which begins with a dot.
-pub(super) fn one_label_before(name: &str, rest: &str) -> bool {
+fn one_label_before(name: &str, rest: &str) -> bool {
     name.strip_suffix(rest).is_some_and(|label| !label.is_empty() && !label.contains('.'))
 }
 
 /// True if `name` is labels, none of them empty, and then `suffix`, which begins with a dot.
 fn below(name: &str, suffix: &str) -> bool {
-    name.strip_suffix(suffix).is_some_and(|labels| labels.split('.').all(|label| !label.is_empty()))
+    let label = |label: &str| !label.is_empty() && !label.contains('*');
+    name.strip_suffix(suffix).is_some_and(|labels| labels.split('.').all(label))
 }
 
 /// The SPIFFE id of a certificate, if it is an X.509-SVID: one URI name and no more, which keeps to the grammar, in a
