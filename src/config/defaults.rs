@@ -156,7 +156,7 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Twice the longest hello that is seen in the field (post-quantum shares, a long session ticket).
 pub const HELLO_BYTES: u32 = 32 * 1024;
 
-/// A ticket key that leaks opens the sessions of as long as it was used.
+/// A ticket key that leaks opens the sessions of half this time. rustls replaces its keys after six hours at the latest.
 pub const TICKET_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 
 /// At 16 KiB each, clients that never finish a handshake can hold 160 MB.

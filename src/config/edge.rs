@@ -96,7 +96,7 @@ pub struct ListenerTls {
     pub alpn: Vec<String>,
     /// Whether clients show certificates.
     pub clients: ClientCertificates,
-    /// How long ticket keys are used before they are replaced; `None`: no resumption.
+    /// How long a ticket is good, at most; `None`: no resumption.
     pub tickets: Option<Duration>,
 }
 

@@ -185,10 +185,10 @@ pub(super) fn server_name(text: &str) -> Result<String, Mistake> {
     ))
 }
 
-/// Reads how long ticket keys live.
+/// Reads how long tickets are good.
 pub(super) fn tickets(text: &str) -> Result<Option<Duration>, Mistake> {
     const LEAST: Duration = Duration::from_secs(60);
-    const MOST: Duration = Duration::from_secs(7 * 86_400);
+    const MOST: Duration = Duration::from_secs(12 * 3600);
     if text == "off" {
         return Ok(None);
     }
@@ -197,7 +197,7 @@ pub(super) fn tickets(text: &str) -> Result<Option<Duration>, Mistake> {
         return Ok(Some(time));
     }
     Err(Mistake::new(
-        format!("`{text}` is not within a minute and a week of whole seconds"),
+        format!("`{text}` is not within a minute and 12 hours of whole seconds"),
         format!("write \"{}\"", time_text(super::defaults::TICKET_LIFETIME)),
     )
     .coded(Code::OutOfRange))
@@ -318,7 +318,7 @@ mod tests {
         assert!(count("10").is_err() && count("1B").is_err() && count("x").is_err());
         assert_eq!(tickets("off"), Ok(None));
         assert_eq!(tickets("1h"), Ok(Some(Duration::from_secs(3600))));
-        assert!(tickets("1s").is_err() && tickets("8d").is_err() && tickets("90").is_err());
+        assert!(tickets("1s").is_err() && tickets("13h").is_err() && tickets("90").is_err());
     }
 
     #[test]

@@ -41,9 +41,9 @@ pub(in crate::config) struct ListenerTlsTable {
     #[schemars(extend("x-default" = "every certificate of the authorities will do"))]
     pub(in crate::config) client_names: Key<Items<NameRuleText>>,
 
-    /// How long a key is used that encrypts the tickets with which clients resume sessions, at least a minute; `"off"` for
-    /// no resumption. The keys are made here, never leave the memory, and are not shared with listeners that ask for
-    /// other client certificates.
+    /// How long a ticket is good, at most, with which a client resumes a session: a minute to 12 hours; `"off"` for no
+    /// resumption. Its key is used for half of that, and forgotten with the last ticket. The keys are made here, never
+    /// leave the memory, and are shared with no other listener.
     #[schemars(extend("default" = time_text(defaults::TICKET_LIFETIME)))]
     pub(in crate::config) tickets: Key<TicketsText>,
 }

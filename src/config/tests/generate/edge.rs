@@ -147,7 +147,7 @@ fn tls() -> impl Strategy<Value = ListenerTls> {
         trust().prop_map(ClientCertificates::Optional),
         trust().prop_map(ClientCertificates::Required),
     ];
-    let tickets = option::of((60..604_801_u64).prop_map(std::time::Duration::from_secs));
+    let tickets = option::of((60..43_201_u64).prop_map(std::time::Duration::from_secs));
     (vec(pair(), 1..3), version(), protocols(), clients, tickets).prop_map(
         |(certificates, min_version, alpn, clients, tickets)| ListenerTls {
             certificates,
