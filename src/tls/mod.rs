@@ -22,7 +22,7 @@ pub use client::{Client, client};
 pub use facts::{Shown, Validity};
 pub use files::{files_of_listener, files_of_pool};
 pub use server::{Server, server};
-pub use why::{Negotiated, negotiated, recheck, version_word, why};
+pub use why::{Negotiated, negotiated, recheck, version_word, why, why_io};
 
 use std::{
     path::{Path, PathBuf},

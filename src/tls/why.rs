@@ -1,6 +1,6 @@
 //! Handshakes in words: why one failed, and what was agreed on in one that did not.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use rustls::{
     AlertDescription, CertificateError, CommonState, Error, HandshakeKind, InvalidMessage, PeerIncompatible,
@@ -67,7 +67,11 @@ pub fn recheck(connection: &CommonState, clients: &Arc<dyn ClientCertVerifier>) 
     }
 }
 
-/// Why a handshake failed: a word for metrics, one of a dozen, and words for people.
+/// Why a handshake failed: a word for metrics, and words for people.
+///
+/// The words for metrics are `no_certificate`, `certificate_expired` (or its time has not come), `unknown_ca`,
+/// `name_not_allowed`, `bad_certificate`, `protocol_version`, `no_shared_cipher`, `no_shared_protocol`, `peer_alert`,
+/// `not_tls`, `bad_message` and `other`; [`why_io`] adds `closed` and `reset`.
 ///
 /// A client that was refused for its name is told of in full only if this is called on the thread of the handshake and
 /// before it goes on with another one: right where the handshake returned, before the next await.
@@ -90,6 +94,25 @@ pub fn why(error: &Error) -> (&'static str, String) {
         }
         Error::InvalidMessage(error) => ("bad_message", format!("the peer sent a wrong message: {error:?}")),
         other => ("other", other.to_string()),
+    }
+}
+
+/// Why a handshake failed, of what a stream says: an error of TLS inside, or the end of the connection.
+///
+/// The same holds as for [`why`].
+#[must_use]
+pub fn why_io(error: &io::Error) -> (&'static str, String) {
+    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        return why(error);
+    }
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            ("closed", "the peer closed the connection in the middle of the handshake".to_owned())
+        }
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            ("reset", "the peer reset the connection in the middle of the handshake".to_owned())
+        }
+        _ => ("other", error.to_string()),
     }
 }
 

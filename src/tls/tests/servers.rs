@@ -11,6 +11,7 @@ use super::{
     super::{
         Validity, negotiated,
         testing::{Authority, Files, listener, meet, pool, shake},
+        why_io,
     },
     client, der, refused_by_listener, server, usual, why,
 };
@@ -173,6 +174,17 @@ fn what_is_not_tls_is_called_so() {
         let error = connection.process_new_packets().unwrap_err();
         assert_eq!(why(&error).0, "not_tls", "{error:?}");
     }
+}
+
+#[test]
+fn the_end_of_a_connection_in_a_handshake_has_a_word_too() {
+    use std::io::{Error, ErrorKind};
+
+    let inner = rustls::Error::NoCertificatesPresented;
+    assert_eq!(why_io(&Error::new(ErrorKind::InvalidData, inner)).0, "no_certificate");
+    assert_eq!(why_io(&ErrorKind::UnexpectedEof.into()).0, "closed");
+    assert_eq!(why_io(&ErrorKind::ConnectionReset.into()).0, "reset");
+    assert_eq!(why_io(&ErrorKind::TimedOut.into()).0, "other");
 }
 
 #[test]
