@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 use fingerprint::Look;
 
 use crate::{
-    config::{ListenerTls, PoolTls},
+    config::{Config, Listener, ListenerTls, Pool, PoolTls},
     ids::{ListenerName, PoolName},
     tls::{self, Client, Server, Shown},
 };
@@ -24,6 +24,19 @@ pub struct Wanted {
     pub listeners: BTreeMap<ListenerName, ListenerTls>,
     /// Of pools.
     pub pools: BTreeMap<PoolName, PoolTls>,
+}
+
+impl Wanted {
+    /// What a config asks for.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let listener = |listener: &Listener| Some((listener.name.clone(), listener.entry.tls.clone()?));
+        let pool = |pool: &Pool| Some((pool.name.clone(), pool.towards.tls.clone()?));
+        Self {
+            listeners: config.listeners.iter().filter_map(listener).collect(),
+            pools: config.pools.iter().filter_map(pool).collect(),
+        }
+    }
 }
 
 /// Whose TLS.

@@ -210,6 +210,33 @@ fn the_wrong_files_of_one_leave_those_of_another_alone() {
 }
 
 #[test]
+fn a_config_wants_what_its_listeners_and_pools_have() {
+    let text = r#"
+        version = 1
+        [cloud.aws]
+        [[pool]]
+        name = "db"
+        tls = { ca = "/ca.pem" }
+        [[pool.endpoint]]
+        address = "192.0.2.1:5432"
+        cloud = "aws"
+        [[listener]]
+        name = "edge"
+        bind = "127.0.0.1:5432"
+        pool = "db"
+        tls = { certificates = [{ certificate = "/a.pem", key = "/a.key" }] }
+        [[listener]]
+        name = "plain"
+        bind = "127.0.0.1:5433"
+        pool = "db"
+    "#;
+    let config = crate::config::parse(text, "twinspan.toml").unwrap().config;
+    let wanted = Wanted::of(&config);
+    assert_eq!(wanted.listeners.into_keys().collect::<Vec<_>>(), [edge()]);
+    assert_eq!(wanted.pools.into_keys().collect::<Vec<_>>(), [PoolName::from("db")]);
+}
+
+#[test]
 fn a_load_is_whole_or_names_every_reason() {
     let (files, authority) = (Files::new(), Authority::new("ca"));
     let good = files.pair("good", &authority.issue(&["good.example"]));
