@@ -91,3 +91,45 @@ fn content(path: &Path) -> Option<u128> {
     File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut content)).ok()?;
     Some(xxh3_128(&content))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Look, STEP, Stamp, SystemTime};
+
+    /// A look at a file, and one that claims to have seen something else in it under the same stamp.
+    fn looks(settled: bool) -> (Look, Look, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "new").unwrap();
+        let now = Look::of(file.path(), None);
+        let before = Look { content: Some(1), settled, ..now.clone() };
+        (before, now, file)
+    }
+
+    #[test]
+    fn a_file_that_was_just_written_is_read_again_whatever_its_stamp_says() {
+        let (before, now, file) = looks(false);
+        assert!(!now.settled);
+        assert_eq!(Look::of(file.path(), Some(&before)).content, now.content);
+    }
+
+    #[test]
+    fn a_file_that_has_settled_is_read_again_only_with_another_stamp() {
+        let (before, now, file) = looks(true);
+        assert_eq!(Look::of(file.path(), Some(&before)).content, Some(1));
+        std::fs::write(file.path(), "longer").unwrap();
+        let later = Look::of(file.path(), Some(&before));
+        assert!(later.content != Some(1) && later.content != now.content);
+    }
+
+    #[test]
+    fn a_stamp_settles_after_the_longest_step_of_a_file_system() {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let of = |seconds: u64| {
+            let time = (i64::try_from(seconds).unwrap(), 0);
+            Stamp { device: 1, inode: 1, size: 1, modified: time, changed: time }
+        };
+        assert!(!of(now).is_settled());
+        assert!(!of(now + 3600).is_settled(), "a clock that was set back");
+        assert!(of(now - 2 * STEP.as_secs()).is_settled());
+    }
+}

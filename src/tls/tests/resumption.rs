@@ -225,3 +225,12 @@ async fn a_key_dies_in_silence_too() {
     assert_eq!(tickets.get(&[1]), None);
     assert_eq!(tickets.take(&[1]), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_first_ticket_after_a_long_silence_is_not_opened() {
+    let hour = Duration::from_secs(3600);
+    let tickets = Tickets::new(hour).unwrap();
+    let ticket = tickets.encrypt(b"plain").unwrap();
+    advance(hour).await;
+    assert_eq!(tickets.decrypt(&ticket), None);
+}
