@@ -14,7 +14,7 @@ use super::{
     Change,
     compile::{self, Dirty},
     health::Verdict,
-    inputs::{Inputs, Name, OpenListener},
+    inputs::{Inputs, Name, OpenListener, TlsInForce},
     usual::Usual,
     verdicts::{CloudStanding, Decision, Explanation, Finding, FindingKind, Opinion, Reading, Standing},
 };
@@ -172,6 +172,12 @@ impl Brain {
     #[must_use]
     pub const fn due(&self) -> Option<Instant> {
         self.inputs.verdicts.due()
+    }
+
+    /// Takes what listeners and pools speak from now on.
+    pub(super) fn secure(&mut self, tls: TlsInForce) {
+        self.inputs.tls = tls;
+        self.dirty = Some(Dirty::All);
     }
 
     /// Draws the conclusions: the next generation, if anything has changed or is due.

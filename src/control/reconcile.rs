@@ -9,14 +9,16 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
+    task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
     Brain, Change, Happening, Kind, Notice, View,
+    certificates::{self, Certificates},
     discovery::{self, DiscoveryHandle},
     health::{HealthHandle, Target},
-    inputs::{Name, OpenListener, listed},
+    inputs::{Name, OpenListener, TlsInForce, listed},
     news::News,
     overview::{self, Now},
     verdicts::{Finding, FindingKind},
@@ -24,7 +26,7 @@ use super::{
 use crate::{
     config::Config,
     ids::Generation,
-    state::{Phase, Report, ReportReceiver, Shared, Snapshot},
+    state::{Phase, Report, ReportReceiver, Shared, Snapshot, Termination},
 };
 
 /// How often what people are shown is looked over: most of it changes without a new generation.
@@ -32,6 +34,9 @@ const SHOW: Duration = Duration::from_secs(1);
 
 /// How often what the data plane has counted is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How often the files of certificates are looked at.
+const FILES: Duration = Duration::from_secs(1);
 
 /// Changes taken into one generation at the most, so that a flood cannot hold the next generation back.
 const BATCH: usize = 1024;
@@ -50,6 +55,7 @@ pub(super) enum Request {
 pub(super) struct NewConfig {
     pub(super) config: Arc<Config>,
     pub(super) listeners: Vec<OpenListener>,
+    pub(super) certificates: Certificates,
     /// Addresses of names that the config before did not have.
     pub(super) resolved: Vec<(Name, Vec<SocketAddr>)>,
     /// Answered once the config is in force.
@@ -76,6 +82,9 @@ pub(super) struct Reconciler {
     news: News,
     /// When the overview was last written.
     shown: Instant,
+    certificates: Certificates,
+    /// A look at the files of certificates, which may take as long as the disk does.
+    looking: Option<JoinHandle<(Certificates, Vec<certificates::Notice>)>>,
 }
 
 impl Reconciler {
@@ -93,12 +102,16 @@ impl Reconciler {
             brain: Brain::new(config, servers, rand::random()),
             news: News::default(),
             shown: Instant::now(),
+            certificates: Certificates::default(),
+            looking: None,
         }
     }
 
     /// Runs until every sender of changes is gone.
     pub(super) async fn run(mut self) {
         let mut look = interval(LOOK);
+        let mut files = interval(FILES);
+        files.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let step = self.brain.due();
@@ -113,6 +126,14 @@ impl Reconciler {
                     self.doors.health.hint(&endpoint.key());
                 }
                 () = sleep_until(step.unwrap_or_else(Instant::now)), if step.is_some() => self.publish(),
+                looked = looked(&mut self.looking), if self.looking.is_some() => self.renew(looked),
+                _ = files.tick(), if self.looking.is_none() && !self.doors.changes.is_closed() => {
+                    let mut certificates = self.certificates.clone();
+                    self.looking = Some(tokio::task::spawn_blocking(move || {
+                        let notices = certificates.changed();
+                        (certificates, notices)
+                    }));
+                }
                 _ = look.tick(), if !self.doors.changes.is_closed() => {
                     self.brain.look(Instant::now());
                     self.publish();
@@ -124,6 +145,10 @@ impl Reconciler {
     }
 
     fn configure(&mut self, new: NewConfig) {
+        // What was looked at meanwhile belongs to the config before.
+        self.looking = None;
+        self.certificates = new.certificates;
+        self.brain.secure(in_force(&self.certificates));
         self.brain.configure(new.config, new.listeners, new.resolved, Instant::now());
         self.publish();
         let names = self.brain.inputs().names().into_iter();
@@ -132,6 +157,24 @@ impl Reconciler {
         self.set_targets();
         // Whoever asked may have given up waiting.
         new.done.send(self.brain.snapshot().generation).unwrap_or_default();
+    }
+
+    /// Takes what a look at the files has found.
+    fn renew(&mut self, looked: Option<(Certificates, Vec<certificates::Notice>)>) {
+        self.looking = None;
+        let Some((certificates, notices)) = looked else { return };
+        self.certificates = certificates;
+        if notices.is_empty() {
+            return;
+        }
+        if notices.iter().any(|notice| matches!(notice, certificates::Notice::Renewed { .. })) {
+            self.brain.secure(in_force(&self.certificates));
+            self.publish();
+        }
+        let generation = self.brain.snapshot().generation;
+        for notice in &notices {
+            self.view.journal.record(generation, happened(notice));
+        }
     }
 
     fn settle(&mut self, done: oneshot::Sender<()>) {
@@ -241,6 +284,45 @@ impl Reconciler {
     }
 }
 
+/// What a look has found; nothing if it was given up.
+async fn looked(
+    looking: &mut Option<JoinHandle<(Certificates, Vec<certificates::Notice>)>>,
+) -> Option<(Certificates, Vec<certificates::Notice>)> {
+    match looking {
+        Some(looking) => looking.await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// What listeners and pools speak.
+fn in_force(certificates: &Certificates) -> TlsInForce {
+    let servers = certificates.servers().map(|(name, server)| {
+        let (config, clients) = (Arc::clone(&server.config), server.clients.clone());
+        (name.clone(), Arc::new(Termination { config, clients }))
+    });
+    let clients = certificates.clients().map(|(name, client)| (name.clone(), Arc::clone(&client.config)));
+    TlsInForce { servers: servers.collect(), clients: clients.collect() }
+}
+
+/// What a look at the files has found, as an event.
+fn happened(notice: &certificates::Notice) -> Happening {
+    let event = Happening::new(Kind::Certificate);
+    match notice {
+        certificates::Notice::Renewed { owner, shown } => {
+            let files: Vec<String> = shown.iter().map(|one| one.file.display().to_string()).collect();
+            let event = event.change("", "renewed").because(files.join(", "));
+            event.said(format!("{owner}: new certificates are in force"))
+        }
+        certificates::Notice::Kept(refused) => {
+            let event = event.change("", "kept").because(refused.error.to_string());
+            event.said(format!("{}: the old certificate stays: {}", refused.owner, refused.error))
+        }
+        certificates::Notice::Well(owner) => {
+            event.change("kept", "well").said(format!("{owner}: the files are what is in force again"))
+        }
+    }
+}
+
 /// A finding of the judge as an event.
 fn found(finding: &Finding) -> Happening {
     let kind = match finding.kind {
@@ -345,6 +427,7 @@ mod tests {
             reconciler.configure(NewConfig {
                 config: Arc::clone(&config),
                 listeners,
+                certificates: Certificates::default(),
                 resolved: Vec::new(),
                 done,
             });

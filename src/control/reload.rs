@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Happening, Kind, View,
+    certificates::{self, Certificates, Wanted},
     inputs::{Name, OpenListener},
     prepare::{Prepared, prepare},
     reconcile::{NewConfig, Request},
@@ -77,6 +78,9 @@ pub enum ReloadError {
         /// Where it is open.
         held: SocketAddr,
     },
+    /// A certificate, a key or an authority cannot be used.
+    #[error("{}", told(.0))]
+    Tls(Vec<certificates::Refused>),
     /// No listener is left.
     #[error("a config without a listener would close every listener: stop the process instead")]
     NoListener,
@@ -95,6 +99,7 @@ pub(super) struct Loader {
     view: Arc<View>,
     requests: mpsc::Sender<Request>,
     listeners: Vec<OpenListener>,
+    certificates: Certificates,
     /// What the process was started with: some settings stay as they are until it ends.
     started: Arc<Config>,
 }
@@ -102,7 +107,8 @@ pub(super) struct Loader {
 impl Loader {
     pub(super) fn new(shared: Arc<Shared>, view: Arc<View>, requests: mpsc::Sender<Request>) -> Self {
         let started = Arc::clone(&view.overview.load().config);
-        Self { shared, view, requests, listeners: Vec::new(), started }
+        let certificates = Certificates::default();
+        Self { shared, view, requests, listeners: Vec::new(), certificates, started }
     }
 
     /// How many listeners are open.
@@ -111,7 +117,13 @@ impl Loader {
     }
 
     /// Puts the first config in force, and opens its listeners once `known` is over.
-    pub(super) async fn first(&mut self, config: Config, bound: Vec<Bound>, known: impl Future<Output = ()>) {
+    pub(super) async fn first(
+        &mut self,
+        config: Config,
+        (bound, certificates): (Vec<Bound>, Certificates),
+        known: impl Future<Output = ()>,
+    ) {
+        self.certificates = certificates;
         let listeners: Vec<_> = config
             .listeners
             .iter()
@@ -176,11 +188,32 @@ impl Loader {
     }
 
     async fn apply(&mut self, prepared: Prepared) -> Result<(Generation, Report), ReloadError> {
-        let Prepared { mut config, warnings, resolved } = prepared;
+        let Prepared { config, warnings, resolved } = prepared;
         if config.listeners.is_empty() && !self.listeners.is_empty() {
             return Err(ReloadError::NoListener);
         }
         try_out(&config)?;
+        let loaded = self.load(&config).await?;
+        let before = std::mem::replace(&mut self.certificates, loaded);
+        let applied = self.bind_and_publish(config, resolved).await;
+        if applied.is_err() {
+            self.certificates = before;
+        }
+        Ok((applied?, warnings))
+    }
+
+    /// TLS as the files have it, and as the sessions of before can go on with it.
+    async fn load(&self, config: &Config) -> Result<Certificates, ReloadError> {
+        let (wanted, before) = (Wanted::of(config), self.certificates.clone());
+        let loading = tokio::task::spawn_blocking(move || Certificates::load(&wanted, Some(&before)));
+        loading.await.map_err(|_| ReloadError::Stopping)?.map_err(ReloadError::Tls)
+    }
+
+    async fn bind_and_publish(
+        &mut self,
+        mut config: Config,
+        resolved: Vec<(Name, Vec<SocketAddr>)>,
+    ) -> Result<Generation, ReloadError> {
         let waiting = keep(&self.started, &mut config);
         let mut fresh: Vec<Bound> = Vec::new();
         let mut listeners = Vec::new();
@@ -225,7 +258,7 @@ impl Loader {
             tracing::warn!(setting, "changed in the file, but takes effect only at a restart");
         }
         self.view.needs_restart.store(Arc::new(waiting));
-        Ok((generation, warnings))
+        Ok(generation)
     }
 
     /// Why an address cannot be bound, if it is one of ours: a listener keeps its sockets under its name and address.
@@ -252,10 +285,16 @@ impl Loader {
         resolved: Vec<(Name, Vec<SocketAddr>)>,
     ) -> Result<Generation, ReloadError> {
         let (done, answer) = oneshot::channel();
-        let new = NewConfig { config: Arc::new(config), listeners, resolved, done };
+        let certificates = self.certificates.clone();
+        let new = NewConfig { config: Arc::new(config), listeners, certificates, resolved, done };
         self.requests.send(Request::Config(new)).await.map_err(|_| ReloadError::Stopping)?;
         answer.await.map_err(|_| ReloadError::Stopping)
     }
+}
+
+/// Every reason, in one line.
+fn told(refused: &[certificates::Refused]) -> String {
+    refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Asks the kernel whether it takes the socket options of a config. An interface or an address that a cloud lacks may yet

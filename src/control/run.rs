@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ChangeReceiver, ChangeSender, Happening, Kind, View,
     admin::{self, AdminListener},
+    certificates::{Certificates, Wanted},
     discovery::Discovery,
     health::Health,
     inputs::OpenListener,
@@ -31,6 +32,8 @@ const FIRST_ROUND: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Bindings {
     listeners: Vec<Bound>,
+    /// TLS, made of its files: a start finds out at once whether they are right.
+    certificates: Certificates,
     admin: Option<AdminListener>,
     telemetry: Option<AdminListener>,
 }
@@ -118,6 +121,7 @@ pub struct Control {
 /// proxies on one machine need not agree on them.
 pub fn bind_all(config: &Config, workers: usize) -> Result<Bindings, StartError> {
     try_out(config)?;
+    let certificates = Certificates::load(&Wanted::of(config), None).map_err(ReloadError::Tls)?;
     let listeners =
         config.listeners.iter().map(|listener| bind(listener, workers)).collect::<Result<_, _>>()?;
     let admin = match &config.admin.bind {
@@ -135,7 +139,7 @@ pub fn bind_all(config: &Config, workers: usize) -> Result<Bindings, StartError>
             optional("telemetry", address.to_string(), config.telemetry.explicit, admin::bind_tcp(address))?
         }
     };
-    Ok(Bindings { listeners, admin, telemetry })
+    Ok(Bindings { listeners, certificates, admin, telemetry })
 }
 
 fn optional(
@@ -186,7 +190,7 @@ impl Control {
         let reconciling = tokio::spawn(reconciler.run());
         let mut loader = Loader::new(Arc::clone(&shared), Arc::clone(&view), requests.clone());
         loader
-            .first(config, bindings.listeners, async {
+            .first(config, (bindings.listeners, bindings.certificates), async {
                 let deadline = Instant::now() + FIRST_ROUND;
                 discovery.first_round(deadline).await;
                 // Only then are resolved names probed.

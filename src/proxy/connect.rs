@@ -178,9 +178,10 @@ fn chosen(
 }
 
 /// What comes before a pool is chosen, if anything does.
-pub(super) fn entry(books: &Books) -> Option<Arc<Entry>> {
+pub(super) fn entry(books: &mut Books) -> Option<Arc<Entry>> {
     let snapshot = books.shared.snapshot();
     let entry = snapshot.listener(&books.listener)?.entry.as_ref()?;
+    books.generation = snapshot.generation;
     entry.comes_first().then(|| Arc::clone(entry))
 }
 

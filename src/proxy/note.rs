@@ -38,8 +38,17 @@ impl Note {
             tls: self.tls,
             alpn: self.alpn.map(|protocol| shown(&protocol)),
             tlvs: told.tlvs.into_iter().map(|(tlv, value)| (tlv, shown(value.as_bytes()))).collect(),
-            refused: self.refused.map(|(word, reason)| (word, shown(reason.as_bytes()))),
+            refused: self.refused.map(|(word, reason)| (word, reason.chars().map(plain).collect())),
         };
         (edge != Edge::default()).then(|| Box::new(edge))
+    }
+}
+
+/// Our own words stand between quotes. Names in them are escaped already.
+const fn plain(char: char) -> char {
+    match char {
+        '"' => '\'',
+        ' '..='~' => char,
+        _ => '?',
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn resume(handover: Handover, engine: Arc<Mailbox>) -> impl Future<Ou
 }
 
 async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, engine: Option<Arc<Mailbox>>) {
-    if let Some(entry) = connect::entry(&books)
+    if let Some(entry) = connect::entry(&mut books)
         && let Some(Over { end, in_order }) = Box::pin(enter(&client, &mut books, &entry)).await
     {
         if in_order {

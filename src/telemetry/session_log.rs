@@ -439,6 +439,7 @@ mod tests {
             total: Duration::from_millis(1_500),
             attempts: 1,
             end,
+            edge: None,
         }
     }
 

@@ -149,7 +149,7 @@ fn certificate_words(error: &CertificateError) -> String {
             "the peer's certificate comes from no authority that is trusted here".to_owned()
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
-            let presented: Vec<_> = presented.iter().take(4).map(|name| shown(name)).collect();
+            let presented: Vec<_> = presented.iter().take(4).map(|name| shown(bare(name))).collect();
             let has = if presented.is_empty() { "none".to_owned() } else { presented.join(", ") };
             format!("the peer's certificate is not for {}: it has {has}", shown(&expected.to_str()))
         }
@@ -158,6 +158,12 @@ fn certificate_words(error: &CertificateError) -> String {
         CertificateError::Other(other) => other_words(other),
         other => format!("the peer's certificate is not right: {other}"),
     }
+}
+
+/// The name alone: the library writes `DnsName("db.example.com")`.
+fn bare(presented: &str) -> &str {
+    let inner = presented.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.map_or(presented, |name| name.trim_matches('"'))
 }
 
 fn other_words(other: &rustls::OtherError) -> String {

@@ -131,6 +131,16 @@ impl Certificates {
         notices
     }
 
+    /// What each listener speaks where TLS ends.
+    pub fn servers(&self) -> impl Iterator<Item = (&ListenerName, &Arc<Server>)> {
+        self.listeners.iter().map(|(name, kept)| (name, &kept.made))
+    }
+
+    /// What is spoken with the endpoints of each pool that has TLS.
+    pub fn clients(&self) -> impl Iterator<Item = (&PoolName, &Arc<Client>)> {
+        self.pools.iter().map(|(name, kept)| (name, &kept.made))
+    }
+
     /// What a listener speaks, if TLS ends there.
     #[must_use]
     pub fn server(&self, listener: &ListenerName) -> Option<&Arc<Server>> {

@@ -61,6 +61,7 @@ kinds! {
     Failover "failover" "The new sessions of a pool go to other clouds.",
     Outage "outage" "Nothing of a pool may be used any more: its `when_all_down` decides.",
     OutageOver "outage_over" "A pool has endpoints again.",
+    Certificate "certificate" "New certificates or keys are in force, or cannot be: then the old ones stay.",
     Addresses "addresses" "A name has other addresses than before.",
     Reload "reload" "A new config is in force.",
     ReloadRefused "reload_refused" "A new config was refused; the old one stays in force.",
@@ -153,6 +154,7 @@ impl Happening {
     pub fn level(&self) -> Level {
         match self.kind {
             Kind::Outage | Kind::ReloadRefused => Level::Error,
+            Kind::Certificate if self.after == "kept" => Level::Error,
             Kind::Ejection | Kind::Freeze | Kind::Failover => Level::Warn,
             Kind::Verdict | Kind::Domain if self.after == "down" => Level::Warn,
             Kind::Generation => Level::Debug,
@@ -164,6 +166,7 @@ impl Happening {
             | Kind::Recovery
             | Kind::Thaw
             | Kind::OutageOver
+            | Kind::Certificate
             | Kind::Addresses
             | Kind::Reload
             | Kind::Start
@@ -193,6 +196,7 @@ impl Happening {
             Kind::Failover => format!("{who}: new sessions moved from {} to {after}", self.before),
             Kind::Outage => format!("every endpoint of {who} is out"),
             Kind::OutageOver => format!("{who} has endpoints again"),
+            Kind::Certificate => format!("certificates are {after}"),
             Kind::Addresses => format!("{who}: a name has other addresses"),
             Kind::Reload => "config reloaded".to_owned(),
             Kind::ReloadRefused => "config not reloaded".to_owned(),

@@ -126,8 +126,7 @@ async fn peruse<T>(
         let Ok(ready) = timeout_at(deadline, client.ready(Interest::READABLE)).await else {
             return Err(ended_by(Cause::TimedOut));
         };
-        // Before the look: the edge that follows it must not be missed.
-        ready.map_err(|error| ended_by(Cause::of(&error)))?.clear_ready();
+        let mut ready = ready.map_err(|error| ended_by(Cause::of(&error)))?;
         // Not kept across waits: a client that stalls costs no buffer.
         let mut bytes = vec![0; room.min(seen.max(FIRST) * 2)];
         let length = loop {
@@ -144,12 +143,15 @@ async fn peruse<T>(
             if is_over(client) {
                 return Err(ended_by(if seen == 0 { Cause::Closed } else { Cause::Truncated }));
             }
+            ready.clear_ready();
             continue;
         }
         seen = length;
         if let Look::Found(found) = look(bytes.get(..length).unwrap_or_default())? {
             return Ok(found);
         }
+        // Only now: who reads next finds it ready. What comes meanwhile raises an edge that is not seen before.
+        ready.clear_ready();
         if length == room || is_over(client) {
             return Err(ended_by(Cause::Truncated));
         }
