@@ -321,7 +321,9 @@ fn tlvs_have_texts_to_compare_and_texts_to_show() {
 
 #[test]
 fn an_authority_that_is_no_text_matches_nothing_and_is_shown_escaped() {
-    for hostile in [&b"a\0.example"[..], b"\xff\xfe", b"a\r\nb", "bücher.example".as_bytes(), b""] {
+    for hostile in
+        [&b"a\0.example"[..], b"\xff\xfe", b"a\r\nb", "bücher.example".as_bytes(), b"", b".", b"a.."]
+    {
         let tlvs = header(&with_tlvs(&[tlv(2, hostile)])).tlvs;
         assert_eq!(tlvs.text(Name::Authority), None);
         let shown = tlvs.shown(Name::Authority).unwrap().to_string();

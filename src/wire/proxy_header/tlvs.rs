@@ -83,7 +83,7 @@ impl Tlvs {
     }
 
     /// The value as it is compared. Numbers in decimal digits. An authority in lower case, without the one trailing dot it
-    /// may have; `None` unless it is printable ASCII. Any other value as it is, or in lower case hexadecimal digits where
+    /// may have; `None` if that leaves nothing, another dot, or what is not printable ASCII. Any other value as it is, or in lower case hexadecimal digits where
     /// it is empty or not printable ASCII.
     #[must_use]
     pub fn text(&self, name: Name) -> Option<String> {
@@ -97,7 +97,8 @@ impl Tlvs {
             }
             Name::Authority => {
                 let text = printable(value)?;
-                Some(text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase())
+                let name = text.strip_suffix('.').unwrap_or(text);
+                (!name.is_empty() && !name.ends_with('.')).then(|| name.to_ascii_lowercase())
             }
             Name::Alpn | Name::UniqueId | Name::Netns | Name::AwsVpcEndpoint => {
                 Some(printable(value).map_or_else(|| hexadecimal(value), ToOwned::to_owned))
