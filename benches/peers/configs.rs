@@ -3,6 +3,8 @@
 
 use std::{net::SocketAddr, path::Path};
 
+use crate::tls::NAME;
+
 /// What a config is made from.
 pub(crate) struct Setting<'a> {
     /// Where the proxy listens.
@@ -10,11 +12,22 @@ pub(crate) struct Setting<'a> {
     /// Where it tells how it is, if it does.
     pub(crate) health: SocketAddr,
     pub(crate) target: SocketAddr,
+    pub(crate) front: Front,
     /// For its files.
     pub(crate) dir: &'a Path,
     pub(crate) workers: u32,
     /// Sessions that must fit at once.
     pub(crate) sessions: u64,
+}
+
+/// What the listener of a proxy does besides accepting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Front {
+    Plain,
+    /// TLS ends there, with the files in `dir`.
+    Tls,
+    /// The server name of a ClientHello says where it goes.
+    Named,
 }
 
 /// The name of the pool in configs of twinspan.
@@ -40,6 +53,14 @@ pub(crate) fn twinspan_with_spare(setting: &Setting<'_>, engine: bool, spare: So
 /// `keys` belong to the pool, `more` to what follows its endpoint.
 fn ours(setting: &Setting<'_>, engine: bool, keys: &str, more: &str) -> String {
     let Setting { listen, health, target, workers, .. } = setting;
+    let dir = setting.dir.display();
+    let front = match setting.front {
+        Front::Plain => format!("pool = \"{POOL}\""),
+        Front::Tls => format!(
+            "pool = \"{POOL}\"\ntls.certificates = [{{ certificate = \"{dir}/cert.pem\", key = \"{dir}/key.pem\" }}]"
+        ),
+        Front::Named => format!("[[listener.route]]\nsni = [\"{NAME}\"]\npool = \"{POOL}\""),
+    };
     format!(
         r#"version = 1
 workers = {workers}
@@ -69,7 +90,7 @@ cloud = "aws"
 
 [[listener]]
 bind = "{listen}"
-pool = "{POOL}"
+{front}
 "#,
         setting.dir.join("sessions.log").display()
     )
@@ -78,7 +99,17 @@ pool = "{POOL}"
 /// `option`: what is added to the defaults.
 pub(crate) fn haproxy(setting: &Setting<'_>, option: &str) -> String {
     let Setting { listen, target, workers, .. } = setting;
-    let sessions = setting.sessions + 64;
+    let (sessions, dir) = (setting.sessions + 64, setting.dir.display());
+    let front = match setting.front {
+        Front::Plain => format!("bind {listen}"),
+        Front::Tls => format!("bind {listen} ssl crt {dir}/both.pem"),
+        Front::Named => format!(
+            "bind {listen}
+    tcp-request inspect-delay 5s
+    tcp-request content accept if {{ req.ssl_hello_type 1 }} {{ req.ssl_sni -i {NAME} }}
+    tcp-request content reject"
+        ),
+    };
     format!(
         "global
     nbthread {workers}
@@ -93,7 +124,7 @@ defaults
     timeout server 1m
 
 listen p
-    bind {listen}
+    {front}
     server s {target} check inter 1s
 "
     )
@@ -106,6 +137,23 @@ pub(crate) fn nginx(setting: &Setting<'_>) -> String {
     let (connections, dir) = (setting.sessions * 2 + 128, setting.dir.display());
     // As its documentation advises for several workers: a socket each, or one worker takes most connections.
     let reuseport = if *workers > 1 { " reuseport" } else { "" };
+    let (map, ssl, keys, pass) = match setting.front {
+        Front::Plain => (String::new(), "", String::new(), target.to_string()),
+        Front::Tls => (
+            String::new(),
+            " ssl",
+            format!(
+                "ssl_certificate {dir}/cert.pem; ssl_certificate_key {dir}/key.pem; ssl_protocols TLSv1.2 TLSv1.3;"
+            ),
+            target.to_string(),
+        ),
+        Front::Named => (
+            format!("map $ssl_preread_server_name $named {{ {NAME} {target}; }}"),
+            "",
+            "ssl_preread on;".to_owned(),
+            "$named".to_owned(),
+        ),
+    };
     format!(
         "{load}
 daemon off;
@@ -116,9 +164,11 @@ events {{
     worker_connections {connections};
 }}
 stream {{
+    {map}
     server {{
-        listen {listen} backlog=4096{reuseport};
-        proxy_pass {target};
+        listen {listen}{ssl} backlog=4096{reuseport};
+        {keys}
+        proxy_pass {pass};
         proxy_timeout 1m;
     }}
 }}

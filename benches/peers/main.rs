@@ -16,6 +16,7 @@ mod ratios;
 mod swaps;
 mod table;
 mod target;
+mod tls;
 
 use std::{
     collections::BTreeMap,

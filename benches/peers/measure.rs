@@ -7,11 +7,13 @@ use serde::Serialize;
 
 use crate::{
     account::{self, Calls},
+    configs::Front,
     host::{self, Crew},
     load::{self, Churn, Exchange, REQUEST_BYTES, Stream, Tally},
     proxies::{Kind, Proxy, Site},
     swaps,
-    target::Ask,
+    target::{Ask, Serves},
+    tls::{Clients, Papers, Work},
 };
 
 /// Connections of the request/reply scenarios, and slots of the saturated churn.
@@ -60,6 +62,16 @@ pub(crate) enum Scenario {
     Idle,
     /// System calls, counted by perf.
     Calls,
+    /// A whole TLS handshake, one exchange, close; as fast as it goes.
+    TlsFull,
+    /// The same, resumed.
+    TlsResumed,
+    /// Bulk from the target over TLS, 4 connections.
+    TlsDown,
+    /// A ClientHello there and back through a plain listener, close; as fast as it goes.
+    Hello,
+    /// The same through a listener that routes by the server name in it.
+    HelloNamed,
 }
 
 /// What comes out.
@@ -126,11 +138,23 @@ impl Metric {
 impl Scenario {
     /// True when bytes are counted.
     pub(crate) const fn is_bulk(self) -> bool {
-        matches!(self, Self::Down | Self::Up | Self::Both | Self::DownTwo)
+        matches!(self, Self::Down | Self::Up | Self::Both | Self::DownTwo | Self::TlsDown)
     }
 
     const fn has_latency(self) -> bool {
         matches!(self, Self::RrRate | Self::ChurnRate | Self::RrTwo)
+    }
+
+    /// What clients that speak TLS do, and through which front.
+    const fn tls(self) -> Option<(Work, Front)> {
+        match self {
+            Self::TlsFull => Some((Work::Full, Front::Tls)),
+            Self::TlsResumed => Some((Work::Resumed, Front::Tls)),
+            Self::TlsDown => Some((Work::Down, Front::Tls)),
+            Self::Hello => Some((Work::Hello, Front::Plain)),
+            Self::HelloNamed => Some((Work::Hello, Front::Named)),
+            _ => None,
+        }
     }
 
     const fn crew(self) -> Crew {
@@ -153,6 +177,9 @@ pub(crate) fn measure(
     }
     if kind == Kind::Direct && matches!(scenario, Scenario::Idle | Scenario::Calls) {
         return Ok(Sample::default());
+    }
+    if let Some((work, front)) = scenario.tls() {
+        return over_tls(scenario, kind, (work, front), site, spans);
     }
     let proxy = Proxy::start(kind, scenario.crew(), site)?;
     let to = proxy.address;
@@ -183,8 +210,28 @@ pub(crate) fn measure(
         }
         Scenario::Idle => idle(&proxy, site),
         Scenario::Calls => calls(&proxy, spans.work),
-        Scenario::Swaps => Ok(Sample::default()),
+        _ => Ok(Sample::default()),
     }
+}
+
+fn over_tls(
+    scenario: Scenario,
+    kind: Kind,
+    (work, front): (Work, Front),
+    site: Site<'_>,
+    spans: Spans,
+) -> anyhow::Result<Sample> {
+    // Nobody ends TLS without a proxy, and Envoy is not set up for it here.
+    if matches!(kind, Kind::Envoy | Kind::HaproxySplice) || kind == Kind::Direct && front == Front::Tls {
+        return Ok(Sample::default());
+    }
+    let dir = host::directory()?;
+    let papers = Papers::write(dir.path())?;
+    let serves = if work == Work::Hello { Serves::Echo } else { Serves::Asked };
+    let answers = |to| papers.answers(to, work);
+    let proxy = Proxy::start_with(kind, scenario.crew(), site, (dir, front, serves), answers)?;
+    let mut clients = Clients::new(proxy.address, &papers, work)?;
+    timed(scenario, &proxy, spans, |span| clients.run(span))
 }
 
 fn timed(

@@ -14,10 +14,10 @@ use anyhow::Context;
 
 use crate::{
     account,
-    configs::{self, Setting},
+    configs::{self, Front, Setting},
     host::{self, Crew, Ground},
     load::{self, PATIENCE},
-    target::Target,
+    target::{Serves, Target},
 };
 
 /// Something to measure.
@@ -158,15 +158,27 @@ impl Kind {
 impl Proxy {
     /// Starts it with its target and waits until an exchange has gone through.
     pub(crate) fn start(kind: Kind, crew: Crew, site: Site<'_>) -> anyhow::Result<Self> {
+        let answers = |to| load::exchange_once(to).is_ok();
+        Self::start_with(kind, crew, site, (host::directory()?, Front::Plain, Serves::Asked), answers)
+    }
+
+    /// The same with a front of its own: `answers` says whether it does what it is for.
+    pub(crate) fn start_with(
+        kind: Kind,
+        crew: Crew,
+        site: Site<'_>,
+        (dir, front, serves): (tempfile::TempDir, Front, Serves),
+        answers: impl Fn(SocketAddr) -> bool,
+    ) -> anyhow::Result<Self> {
         let mut ground = Ground::fresh();
-        let target = Target::start(ground.address()?, crew, site.cpus)?;
+        let target = Target::start(ground.address()?, serves, crew, site.cpus)?;
         let Some(program) = kind.program(site) else {
             return Ok(Self { address: target.address, process: None, _target: target });
         };
-        let dir = host::directory()?;
         let (workers, sessions, target_at) = (crew.workers(), site.sessions, target.address);
         let (listen, health) = (ground.address()?, ground.address()?);
-        let setting = Setting { listen, health, target: target_at, dir: dir.path(), workers, sessions };
+        let setting =
+            Setting { listen, health, target: target_at, front, dir: dir.path(), workers, sessions };
         // Envoy takes the format from the suffix.
         let config = dir.path().join("proxy.yaml");
         fs::write(&config, kind.config(&setting))?;
@@ -175,7 +187,7 @@ impl Proxy {
         let output = fs::File::create(dir.path().join("output"))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let mut process = Process::start(&mut command, dir, crew, site)?;
-        process.wait_ready(kind, crew, (listen, health))?;
+        process.wait_ready(kind, crew, (listen, health), answers)?;
         Ok(Self { address: listen, process: Some(process), _target: target })
     }
 
@@ -206,6 +218,7 @@ impl Process {
         kind: Kind,
         crew: Crew,
         (listen, health): (SocketAddr, SocketAddr),
+        answers: impl Fn(SocketAddr) -> bool,
     ) -> anyhow::Result<()> {
         // A worker of nginx is a process, and the first answers before the second is there.
         let processes = if kind == Kind::Nginx { 1 + crew.workers() } else { 1 };
@@ -216,7 +229,7 @@ impl Process {
             let healthy = !kind.is_twinspan() || says_ready(health).unwrap_or_default();
             self.family = account::family(self.child.id());
             let complete = self.family.len() >= usize::try_from(processes)?;
-            Ok(healthy && complete && load::exchange_once(listen).is_ok())
+            Ok(healthy && complete && answers(listen))
         })?;
         anyhow::ensure!(ready, "{} does not answer: {}", kind.name(), self.output());
         host::prefer(self.child.id());

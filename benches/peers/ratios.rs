@@ -30,10 +30,12 @@ enum Beside {
     HaproxySplice,
     /// The subject itself, while nothing is swapped.
     Still,
+    /// The subject itself, through a plain listener.
+    Plain,
 }
 
 /// Less is better but for rates: there the ratio is to be at least this, elsewhere at most.
-const WANTED: [Wanted; 25] = [
+const WANTED: [Wanted; 26] = [
     Wanted("rr, saturated, CPU", Scenario::Rr, Metric::Cpu, Beside::Nginx, 0.95),
     Wanted("rr, 15,000/s, CPU", Scenario::RrRate, Metric::Cpu, Beside::Nginx, 0.92),
     Wanted("rr, 15,000/s, p50", Scenario::RrRate, Metric::P50, Beside::Best, 1.0),
@@ -58,6 +60,7 @@ const WANTED: [Wanted; 25] = [
     Wanted("two workers, down Gbit/s", Scenario::DownTwo, Metric::Rate, Beside::Best, 1.0),
     Wanted("two workers, churn, CPU", Scenario::ChurnTwo, Metric::Cpu, Beside::Best, 1.0),
     Wanted("two workers, churn/s", Scenario::ChurnTwo, Metric::Rate, Beside::Best, 1.0),
+    Wanted("hello by name, CPU", Scenario::HelloNamed, Metric::Cpu, Beside::Plain, 1.1),
     Wanted("1,000 swaps/s, p99", Scenario::Swaps, Metric::P99, Beside::Still, 1.0),
 ];
 
@@ -95,6 +98,10 @@ impl Report {
                 Beside::Still => {
                     let still = (*scenario, Metric::StillP99);
                     ("itself without", self.ratio(figure, self.subject, still))
+                }
+                Beside::Plain => {
+                    let plain = (Scenario::Hello, Metric::Cpu);
+                    ("itself, plain", self.ratio(figure, self.subject, plain))
                 }
                 _ => {
                     let best = self.best(figure, &self.candidates(*beside))?;
@@ -140,7 +147,7 @@ impl Report {
             Beside::Nginx => vec!["nginx"],
             Beside::Haproxy => vec!["haproxy", "haproxy-splice"],
             Beside::HaproxySplice => vec!["haproxy-splice"],
-            Beside::Still => Vec::new(),
+            Beside::Still | Beside::Plain => Vec::new(),
         }
     }
 

@@ -28,12 +28,12 @@ use twinspan::{
 
 use crate::{
     account,
-    configs::{self, Setting},
+    configs::{self, Front, Setting},
     host::{self, Crew, Ground},
     load::{Exchange, REQUEST_BYTES, Tally},
     measure::{CONNECTIONS, Metric, REQUEST_RATE, Sample, Spans},
     proxies::{Kind, Process, Site},
-    target::Target,
+    target::{Serves, Target},
 };
 
 /// Swaps a second.
@@ -53,10 +53,11 @@ const REST: &str = "rest";
 /// Half of the work with swaps and half without, in turn: rest, swap, swap, rest. So neither is later than the other.
 pub(crate) fn measure(kind: Kind, site: Site<'_>, spans: Spans) -> anyhow::Result<Sample> {
     let mut ground = Ground::fresh();
-    let target = Target::start(ground.address()?, Crew::Pinned, site.cpus)?;
+    let target = Target::start(ground.address()?, Serves::Asked, Crew::Pinned, site.cpus)?;
     let dir = host::directory()?;
     let (listen, health, spare) = (ground.address()?, ground.address()?, ground.address()?);
     let setting = Setting {
+        front: Front::Plain,
         listen,
         health,
         target: target.address,

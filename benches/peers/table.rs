@@ -46,7 +46,7 @@ struct Section {
     compared: Option<(&'static str, &'static str)>,
 }
 
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 9] = [
     Section {
         title: "CPU per unit of work (microseconds of proxy CPU; lower is better)",
         columns: &[
@@ -119,6 +119,21 @@ const SECTIONS: [Section; 8] = [
             Column("generations/s", Scenario::Swaps, Metric::Generations),
         ],
         compared: None,
+    },
+    Section {
+        title: "TLS that ends here (P-256, TLS 1.3; microseconds of proxy CPU a session; ms/GB and Gbit/s downwards), and a \
+                ClientHello passed on: through a plain listener, and by the name in it",
+        columns: &[
+            Column("full us", Scenario::TlsFull, Metric::Cpu),
+            Column("full/s", Scenario::TlsFull, Metric::Rate),
+            Column("resumed us", Scenario::TlsResumed, Metric::Cpu),
+            Column("resumed/s", Scenario::TlsResumed, Metric::Rate),
+            Column("down ms/GB", Scenario::TlsDown, Metric::Cpu),
+            Column("down Gbit/s", Scenario::TlsDown, Metric::Rate),
+            Column("hello us", Scenario::Hello, Metric::Cpu),
+            Column("hello by name us", Scenario::HelloNamed, Metric::Cpu),
+        ],
+        compared: Some(("TLS, ", "")),
     },
     Section {
         title: "Idle sessions (user memory; bytes a session, whole proxy in kB)",

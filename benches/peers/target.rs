@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use twinspan::lab::load::{self, Serves, TargetOptions};
+use twinspan::lab::load::{self, TargetOptions};
 
-pub(crate) use load::Ask;
+pub(crate) use load::{Ask, Serves};
 
 use crate::host::{Cpus, Crew};
 
@@ -21,10 +21,10 @@ pub(crate) struct Target {
 
 impl Target {
     /// Listens where it is told to, on the CPU of the load.
-    pub(crate) fn start(address: SocketAddr, crew: Crew, cpus: Cpus) -> anyhow::Result<Self> {
+    pub(crate) fn start(address: SocketAddr, serves: Serves, crew: Crew, cpus: Cpus) -> anyhow::Result<Self> {
         // Its thread inherits the CPUs of this one.
         cpus.go_to_load(crew)?;
-        let running = load::Target::start(&TargetOptions { address, serves: Serves::Asked, threads: 1 })
+        let running = load::Target::start(&TargetOptions { address, serves, threads: 1 })
             .with_context(|| format!("target cannot listen on {address}"))?;
         Ok(Self { address: running.address(), _running: running })
     }

@@ -9,7 +9,7 @@ use super::{
     entry,
     peer::Peer,
     plain::Plain,
-    relay::{Below, Watched, relay_streams},
+    relay::{Below, Outcome, Watched, relay_streams},
     session::Books,
     towards,
 };
@@ -26,6 +26,7 @@ pub(super) async fn serve<'w>(
     mut secured: entry::Secured<'w>,
     books: &mut Books,
 ) -> End {
+    let mut owed = Vec::new();
     loop {
         let tried = books.lost_by();
         let reached = Box::pin(towards::connect(client, books, None, tried)).await;
@@ -34,38 +35,65 @@ pub(super) async fn serve<'w>(
             Err(end) => return end,
         };
         net::set_nodelay(&upstream);
-        let carried = carry(client, &mut secured, &upstream, books, (&pool, limits)).await;
-        let Some(end) = carried else { continue };
-        if end.is_clean() {
-            upstream.close();
+        let taken = std::mem::take(&mut owed);
+        match carry(client, &mut secured, &upstream, books, (&pool, limits, taken)).await {
+            Carried::Ended(end) => {
+                if end.is_clean() {
+                    upstream.close();
+                }
+                return end;
+            }
+            Carried::Not(bytes) => owed = bytes,
         }
-        return end;
     }
 }
 
-/// Carries the session over this connection; `None` when the endpoint has failed before it had any of it.
+/// What has become of a session at an endpoint.
+enum Carried {
+    Ended(End),
+    /// The endpoint has failed before it had any of it; this was taken of the client already.
+    Not(Vec<u8>),
+}
+
+impl Carried {
+    fn of(outcome: Outcome, books: &mut Books) -> Self {
+        match outcome {
+            Outcome::Ended(end) => Self::Ended(end),
+            Outcome::Lost(end, owed) => {
+                books.give_up(end, !owed.is_empty());
+                Self::Not(owed)
+            }
+        }
+    }
+}
+
+/// Carries the session over this connection. `owed` was taken of the client before.
 async fn carry<'w>(
     client: &'w Watched<'w>,
     secured: &mut entry::Secured<'w>,
     upstream: &Peer,
     books: &mut Books,
-    (pool, limits): (&Pool, Arc<SessionLimits>),
-) -> Option<End> {
+    (pool, limits, owed): (&Pool, Arc<SessionLimits>, Vec<u8>),
+) -> Carried {
     let Ok(other) = sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
-        return Some(connect::EXHAUSTED);
+        return Carried::Ended(connect::EXHAUSTED);
     };
     let below = Below { stream: &mut **secured, socket: client };
     let Some(tls) = &pool.towards.tls else {
         let mut plain = Plain(&other);
-        return Some(relay_streams(below, Below { stream: &mut plain, socket: &other }, limits, books).await);
+        let over = Below { stream: &mut plain, socket: &other };
+        let outcome = relay_streams(below, over, limits, (&mut *books, owed)).await;
+        return Carried::of(outcome, books);
     };
     match towards::secure(&other, books, tls, pool.connect.timeout).await {
         Ok(mut inner) => {
-            Some(relay_streams(below, Below { stream: &mut *inner, socket: &other }, limits, books).await)
+            let over = Below { stream: &mut *inner, socket: &other };
+            let outcome = relay_streams(below, over, limits, (&mut *books, owed)).await;
+            Carried::of(outcome, books)
         }
         Err(end) => {
             books.fail(end);
-            None
+            Carried::Not(owed)
         }
     }
 }
@@ -82,14 +110,22 @@ pub(super) async fn originate<'w>(
     let Ok(other) = sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
         return Some(connect::EXHAUSTED);
     };
-    match towards::secure(&other, books, tls, pool.connect.timeout).await {
-        Ok(mut inner) => {
-            let mut plain = Plain(client);
-            let below = Below { stream: &mut plain, socket: client };
-            Some(relay_streams(below, Below { stream: &mut *inner, socket: &other }, limits, books).await)
-        }
+    let mut inner = match towards::secure(&other, books, tls, pool.connect.timeout).await {
+        Ok(inner) => inner,
         Err(end) => {
             books.fail(end);
+            return None;
+        }
+    };
+    let mut plain = Plain(client);
+    let (below, over) =
+        (Below { stream: &mut plain, socket: client }, Below { stream: &mut *inner, socket: &other });
+    let owed = books.take_owed();
+    match relay_streams(below, over, limits, (&mut *books, owed)).await {
+        Outcome::Ended(end) => Some(end),
+        Outcome::Lost(end, owed) => {
+            books.give_up(end, !owed.is_empty());
+            books.passed_on(0, owed.into(), false);
             None
         }
     }

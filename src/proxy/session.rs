@@ -282,6 +282,11 @@ impl Books {
         self.early.as_ref().is_some_and(|early| !early.owed.is_empty())
     }
 
+    /// What is owed, for who sends it.
+    pub(super) fn take_owed(&mut self) -> Vec<u8> {
+        self.early.as_mut().map(|early| std::mem::take(&mut early.owed).into_vec()).unwrap_or_default()
+    }
+
     /// A relay that goes on from where the session is.
     pub(super) fn relay(&mut self, now: Instant, limits: Arc<SessionLimits>) -> Relay {
         let Some(early) = &mut self.early else { return Relay::new(now, limits) };
@@ -347,9 +352,22 @@ impl Books {
         if let Some(endpoint) = self.endpoint.clone() {
             connect::failed(self, &endpoint, end);
             self.connected = None;
+            self.leave(end, Counted::Already);
+        }
+    }
+
+    /// The endpoint has reset it before a byte was exchanged: another one may have it, from which `asked` says whether the
+    /// client has sent something.
+    pub(super) fn give_up(&mut self, end: End, asked: bool) {
+        self.asked |= asked;
+        self.leave(end, Counted::NotYet);
+    }
+
+    fn leave(&mut self, end: End, counted: Counted) {
+        if let Some(endpoint) = &self.endpoint {
             let early = self.early.get_or_insert_default();
             early.lost_by.push(Arc::clone(&endpoint.identity));
-            early.lost = Some((end, Counted::Already));
+            early.lost = Some((end, counted));
         }
     }
 

@@ -21,7 +21,7 @@ use self::{
 pub(super) use self::{
     polled::{Watched, relay},
     splice::{keeps_pipes, trim},
-    streams::{Below, relay_streams},
+    streams::{Below, Outcome, relay_streams},
 };
 use super::session::Moved;
 use crate::{

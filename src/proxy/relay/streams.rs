@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     net,
-    proxy::session::{Books, Moved},
+    proxy::session::{AT_ONCE, Books, Moved},
     state::SessionLimits,
     telemetry::{Cause, End, Side, Stage},
 };
@@ -45,13 +45,22 @@ pub(in crate::proxy) struct Below<'a, 'w, S> {
     pub(in crate::proxy) socket: &'a Watched<'w>,
 }
 
-/// Relays until the session ends, and says how. When the end is not a clean one, the caller resets both connections.
+/// How a relay has ended.
+pub(in crate::proxy) enum Outcome {
+    /// When the end is not a clean one, the caller resets both connections.
+    Ended(End),
+    /// The endpoint has reset the connection before a byte was exchanged: another one may have the session. What was taken of
+    /// the client goes with it.
+    Lost(End, Vec<u8>),
+}
+
+/// Relays until the session ends, and says how. `owed` was taken of the client before and goes to the endpoint first.
 pub(in crate::proxy) async fn relay_streams<C, U>(
     client: Below<'_, '_, C>,
     upstream: Below<'_, '_, U>,
     limits: Arc<SessionLimits>,
-    books: &mut Books,
-) -> End
+    (books, owed): (&mut Books, Vec<u8>),
+) -> Outcome
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
@@ -62,7 +71,7 @@ where
         watch: Watch::new(now, &limits),
         client,
         upstream,
-        to_upstream: Flow::default(),
+        to_upstream: Flow { held: owed, ..Flow::default() },
         to_client: Flow::default(),
         first_end: None,
         last_moved: now,
@@ -81,12 +90,13 @@ where
     match end {
         Ok(end) => {
             relay.watch.leave(relay.client.socket, relay.upstream.socket);
-            end
+            Outcome::Ended(end)
         }
+        Err(end) if relay.is_lost(end, books) => Outcome::Lost(end, relay.to_upstream.held),
         Err(end) => {
             relay.last_words(end).await;
             books.account(relay.moved());
-            end
+            Outcome::Ended(end)
         }
     }
 }
@@ -198,6 +208,17 @@ where
             _ => Some(Side::Client),
         };
         self.last_moved = now;
+    }
+
+    /// True when the endpoint has reset the connection at once, or when the client had sent something, before a byte was
+    /// exchanged. Later, a reset is its word on a session that nobody uses.
+    fn is_lost(&self, end: End, books: &Books) -> bool {
+        let untouched = self.moved() == Moved::default()
+            && self.to_client.held.is_empty()
+            && self.to_upstream.state == Ends::Open;
+        let soon = Instant::now() < books.connected.unwrap_or(books.started) + AT_ONCE;
+        let reset = end.is_by_endpoint() && end.cause == Cause::Reset;
+        reset && untouched && (soon || !self.to_upstream.held.is_empty())
     }
 
     /// What a dead side had sent before goes to the other one, for as long as that takes it: then a reset follows.
