@@ -26,7 +26,7 @@ use super::{
 use crate::{
     config::Config,
     ids::Generation,
-    state::{Phase, Report, ReportReceiver, Shared, Snapshot, Termination},
+    state::{Phase, ReportReceiver, Shared, Snapshot, Termination},
 };
 
 /// How often what people are shown is looked over: most of it changes without a new generation.
@@ -122,9 +122,7 @@ impl Reconciler {
                     Request::Settle(done) => self.settle(done),
                 },
                 Some(first) = self.doors.changes.recv() => self.change(first),
-                Some(Report::ConnectFailed { endpoint, .. }) = self.doors.reports.recv() => {
-                    self.doors.health.hint(&endpoint.key());
-                }
+                Some(report) = self.doors.reports.recv() => self.doors.health.hint(&report.endpoint().key()),
                 () = sleep_until(step.unwrap_or_else(Instant::now)), if step.is_some() => self.publish(),
                 looked = looked(&mut self.looking), if self.looking.is_some() => self.renew(looked),
                 _ = files.tick(), if self.looking.is_none() && !self.doors.changes.is_closed() => {

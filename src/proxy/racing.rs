@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     ids::EndpointIdentity,
-    state::{Endpoint, Hedge, Pool},
+    state::{Endpoint, Hedge, Pool, Report},
     sys,
     telemetry::{Cause, End, Side, Stage},
 };
@@ -343,7 +343,10 @@ impl Field<'_> {
         for other in &self.racers {
             // One that began later has had less time.
             if other.attempt.begun < attempt.begun {
-                other.attempt.plan.endpoint.cell.overtaken();
+                let late = &other.attempt.plan.endpoint;
+                late.cell.overtaken();
+                let report = Report::Overtaken { endpoint: Arc::clone(&late.identity) };
+                self.books.shared.reports.send(report);
             }
         }
         if why == Why::Hedge {

@@ -23,6 +23,21 @@ pub enum Report {
         /// Why.
         cause: Cause,
     },
+    /// An attempt was still under way when a later one, at another endpoint, connected.
+    Overtaken {
+        /// Which endpoint was late.
+        endpoint: Arc<EndpointIdentity>,
+    },
+}
+
+impl Report {
+    /// Which endpoint it is about.
+    #[must_use]
+    pub const fn endpoint(&self) -> &Arc<EndpointIdentity> {
+        match self {
+            Self::ConnectFailed { endpoint, .. } | Self::Overtaken { endpoint } => endpoint,
+        }
+    }
 }
 
 /// The data plane's end.

@@ -52,7 +52,7 @@ impl Judge {
         self.contrary > 0
     }
 
-    /// A session could not connect. That never changes the verdict: it makes the next probe come at once. Where the
+    /// A session could not connect, or not soon enough. That never changes the verdict: it makes the next probe come at once. Where the
     /// verdict is down it is no news.
     pub fn hint(&mut self) {
         self.hinted |= self.verdict != Verdict::Down;
