@@ -22,13 +22,14 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread,
+    time::Duration,
 };
 
 use crate::{
     figures::{Figures, Row, document},
     policy::Kind,
-    rules::Restraint,
-    script::{board, random},
+    rules::{Left, Restraint},
+    script::{Scenario, alternating, board, random},
     world::run,
 };
 
@@ -37,6 +38,9 @@ const SEED: u64 = 20_251_020;
 
 /// Random outages that are tried.
 const SEEDS: u64 = 1000;
+
+/// Those in which clouds fail by turns.
+const ALTERNATING: u64 = 300;
 
 /// Does so many things on all processors; the results in their order.
 fn all<T: Send>(count: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
@@ -60,10 +64,9 @@ fn all<T: Send>(count: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
 }
 
 /// Runs a random outage; why it failed.
-fn attempt(seed: u64) -> Result<(), String> {
-    let scenario = random(seed);
-    let kind = Kind::Twinspan;
-    let tried = std::panic::catch_unwind(|| run(&scenario, kind, kind.restraint(), seed).1);
+fn attempt(seed: u64, of: fn(u64) -> Scenario, restraint: Restraint) -> Result<(), String> {
+    let scenario = of(seed);
+    let tried = std::panic::catch_unwind(|| run(&scenario, Kind::Twinspan, restraint, seed).1);
     let said = |panic: &(dyn Any + Send)| {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
@@ -73,8 +76,9 @@ fn attempt(seed: u64) -> Result<(), String> {
         return Ok(());
     }
     let breaches = breaches.join("\n");
+    let test = if scenario.name.starts_with("random") { "random" } else { "alternate" };
     Err(format!(
-        "TWINSPAN_TELL=1 TWINSPAN_SEED={seed} cargo test --test sim random -- --nocapture\n{breaches}\n{scenario:#?}"
+        "TWINSPAN_TELL=1 TWINSPAN_SEED={seed} cargo test --test sim {test} -- --nocapture\n{breaches}\n{scenario:#?}"
     ))
 }
 
@@ -84,12 +88,26 @@ fn number(variable: &str) -> Option<u64> {
 
 #[test]
 fn the_rules_hold_in_random_outages() {
+    hold(random, Restraint::FULL, SEEDS);
+}
+
+#[test]
+fn a_cloud_that_fails_is_left_though_the_other_has_only_just_come_back_in_outages_that_alternate() {
+    // Three probes that have 0.3 s each, the first of them after 0.5 s at the most, and a little for jitter and ticks.
+    let left = Some(Left { loud: Duration::from_secs(1), silent: Duration::from_millis(1700) });
+    hold(alternating, Restraint { left, ..Restraint::FULL }, ALTERNATING);
+}
+
+/// Tries so many outages of a kind.
+fn hold(of: fn(u64) -> Scenario, restraint: Restraint, usual: u64) {
     let seeds: Vec<u64> = match number("TWINSPAN_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("TWINSPAN_SEEDS").unwrap_or(SEEDS)).collect(),
+        None => (0..number("TWINSPAN_SEEDS").unwrap_or(usual)).collect(),
     };
-    let failures: Vec<String> =
-        all(seeds.len(), |place| attempt(seeds[place])).into_iter().filter_map(Result::err).collect();
+    let failures: Vec<String> = all(seeds.len(), |place| attempt(seeds[place], of, restraint))
+        .into_iter()
+        .filter_map(Result::err)
+        .collect();
     let most = number("TWINSPAN_SHOW").map_or(3, |most| usize::try_from(most).unwrap());
     for failure in failures.iter().take(most) {
         println!("{failure}");

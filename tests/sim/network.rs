@@ -81,6 +81,11 @@ impl Fault {
         matches!(self, Self::Refuse | Self::Reject | Self::Blackhole | Self::OneWay | Self::Stopped)
     }
 
+    /// True when it is dead, and nothing says so.
+    pub(crate) const fn is_silent(self) -> bool {
+        matches!(self, Self::Blackhole | Self::OneWay | Self::Stopped)
+    }
+
     /// True when its sessions move bytes towards clients, `since` it is so.
     pub(crate) fn flows(self, since: Duration) -> bool {
         !self.is_dead() || (self == Self::OneWay && since < ECHO)

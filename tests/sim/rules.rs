@@ -14,6 +14,7 @@ use twinspan::{
 };
 
 use crate::{
+    network::Fault,
     script::{CLOUDS, Scenario},
     world::{Upstream, offered},
 };
@@ -37,16 +38,33 @@ pub(crate) struct Restraint {
     pub(crate) last_cloud: bool,
     /// A session is connected if all is well in some cloud, for so long that probes must have found it.
     pub(crate) served: bool,
+    /// How soon nobody tries a cloud that has failed any more, or a process that stands still.
+    pub(crate) left: Option<Left>,
+}
+
+/// Times from a fault to the last session that tries what it has struck.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    /// Where dials are refused.
+    pub(crate) loud: Duration,
+    /// Where nothing answers.
+    pub(crate) silent: Duration,
 }
 
 impl Restraint {
     /// The usual limits.
-    pub(crate) const FULL: Self =
-        Self { floor: Some(0.2), velocity: Some(0.5), cap: Some(0.5), last_cloud: true, served: true };
+    pub(crate) const FULL: Self = Self {
+        floor: Some(0.2),
+        velocity: Some(0.5),
+        cap: Some(0.5),
+        last_cloud: true,
+        served: true,
+        left: None,
+    };
 
     /// No limits.
     pub(crate) const NONE: Self =
-        Self { floor: None, velocity: None, cap: None, last_cloud: false, served: false };
+        Self { floor: None, velocity: None, cap: None, last_cloud: false, served: false, left: None };
 }
 
 /// Watches a run.
@@ -241,8 +259,10 @@ impl Rules {
                     _ => true,
                 };
                 // A trial that fails takes nothing out, nor does it that probes are good again where sessions are not.
+                // What is part of a verdict on its cloud is told when the pool goes on with that cloud.
                 if finding.kind == FindingKind::Ejection
                     && !["trial", "out"].contains(&finding.before.as_ref())
+                    && !finding.evidence.starts_with("its cloud is down")
                 {
                     self.capped(upstreams);
                 }
@@ -280,6 +300,25 @@ impl Rules {
         if let Some(cloud) = cloud.filter(|_| self.restraint.served) {
             self.check(false, || format!("a session failed though all is well in {}", CLOUDS[cloud].0));
         }
+    }
+
+    /// A session is about to try an endpoint that something is wrong with; it came so long after that began.
+    pub(crate) fn tries(&mut self, place: usize, after: Duration, upstreams: &[Upstream]) {
+        let Some(left) = self.restraint.left else { return };
+        let one = &upstreams[place];
+        let mut cloud = upstreams.iter().filter(|other| other.cloud == one.cloud);
+        let most = match one.fault {
+            Fault::Stopped => left.silent,
+            fault if fault.is_dead() && cloud.all(|other| other.fault == fault) => {
+                if fault.is_silent() {
+                    left.silent
+                } else {
+                    left.loud
+                }
+            }
+            _ => return,
+        };
+        self.check(after <= most, || format!("a session tries {place}, {:?}, after {after:?}", one.fault));
     }
 
     fn check(&mut self, holds: bool, breach: impl FnOnce() -> String) {

@@ -48,6 +48,8 @@ pub(crate) struct Knobs {
     pub(crate) balance: &'static str,
     pub(crate) when_all_down: &'static str,
     pub(crate) interval: Duration,
+    /// Time between probes once one has failed, and the time each has; none: as usual.
+    pub(crate) hasty: Option<(Duration, Duration)>,
     pub(crate) rise: u32,
     pub(crate) fall: u32,
     pub(crate) slow_start: Duration,
@@ -68,6 +70,7 @@ impl Default for Knobs {
             balance: "least-sessions",
             when_all_down: "try_anyway",
             interval: Duration::from_secs(1),
+            hasty: None,
             rise: 2,
             fall: 3,
             slow_start: Duration::from_secs(10),
@@ -158,7 +161,14 @@ impl Scenario {
             writeln!(watch, "first_byte_timeout = \"{}ms\"", time.as_millis()).unwrap();
         }
         writeln!(watch, "replay = \"{}\"", self.knobs.replay).unwrap();
-        let answer = if *answering { "send = \"PING\\r\\n\"\nexpect = \"+PONG\"\n" } else { "" };
+        let mut answer = String::new();
+        if let Some((fast, timeout)) = self.knobs.hasty {
+            let (fast, timeout) = (fast.as_millis(), timeout.as_millis());
+            writeln!(answer, "fast_interval = \"{fast}ms\"\ntimeout = \"{timeout}ms\"").unwrap();
+        }
+        if *answering {
+            answer.push_str("send = \"PING\\r\\n\"\nexpect = \"+PONG\"\n");
+        }
         let (interval, slow_start) = (interval.as_millis(), slow_start.as_millis());
         write!(
             text,
@@ -278,6 +288,7 @@ pub(crate) fn random(seed: u64) -> Scenario {
         balance: ["least-sessions", "least-latency", "round-robin", "random"][rng.random_range(0..4)],
         when_all_down: if rng.random() { "try_anyway" } else { "refuse" },
         interval: Duration::from_millis(rng.random_range(100..2000)),
+        hasty: None,
         rise: rng.random_range(1..5),
         fall: rng.random_range(1..5),
         slow_start: Duration::from_millis(rng.random_range(0..8000)),
@@ -297,6 +308,31 @@ pub(crate) fn random(seed: u64) -> Scenario {
             scenario.with(fault, whom, from, to)
         };
     }
+    scenario
+}
+
+/// Faults that take turns between two clouds: when one of them fails, the other has only just come back.
+pub(crate) fn alternating(seed: u64) -> Scenario {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut scenario = Scenario::new(&format!("alternating, seed {seed}"));
+    scenario.clouds = vec![rng.random_range(2..=4), rng.random_range(2..=4)];
+    scenario.rate = rng.random_range(50.0..200.0);
+    scenario.knobs.weighted = true;
+    scenario.knobs.interval = secs(0.5);
+    scenario.knobs.hasty = Some((secs(0.1), secs(0.3)));
+    scenario.knobs.answering = true;
+    let kinds = [Fault::Refuse, Fault::Reject, Fault::Blackhole, Fault::OneWay, Fault::Stopped];
+    let (mut at, first) = (4.0, rng.random_range(0..2));
+    for number in 0..rng.random_range(5..16) {
+        let fault = kinds[rng.random_range(0..kinds.len())];
+        let cloud = scenario.cloud((first + number) % 2);
+        let one = cloud.start + rng.random_range(0..cloud.len());
+        let whom = if rng.random() { cloud } else { one..one + 1 };
+        let to = at + rng.random_range(0.3..if fault.is_silent() { 3.0 } else { 1.5 });
+        scenario = scenario.with(fault, whom, at, to);
+        at = to + rng.random_range(0.2..1.0);
+    }
+    scenario.length = secs(at + 1.0);
     scenario
 }
 

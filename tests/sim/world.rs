@@ -38,6 +38,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a failed session speaks against its endpoint.
 const EVIDENCE: Duration = Duration::from_secs(10);
 
+/// Sessions that hear nothing for this long speak against their endpoint, too, if there are so many.
+const SILENCE: Duration = Duration::from_millis(500);
+const UNHEARD: usize = 3;
+
 /// How long a client waits for its first byte.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -67,6 +71,8 @@ pub(crate) struct Upstream {
     complaint: Option<Instant>,
     /// When bytes moved towards clients last.
     moved: Option<Instant>,
+    /// Sessions that were connected since then.
+    unheard: usize,
     /// Its cell, once it was dialled.
     cell: Option<Arc<EndpointCell>>,
     /// Sessions that are connected to it.
@@ -307,6 +313,7 @@ impl<'a> World<'a> {
                 cell.moved(bytes / 10, bytes);
                 if bytes > 0 {
                     upstream.moved = Some(self.now);
+                    upstream.unheard = 0;
                     // An answer that is not counted yet is known to nobody.
                     let answered = upstream.answered;
                     upstream.failed = upstream.failed.filter(|failed| answered.is_none_or(|at| at < *failed));
@@ -523,6 +530,10 @@ impl<'a> World<'a> {
         endpoint.cell.begin();
         let racer = session.tried.len();
         let place = self.upstreams.iter().position(|one| one.address == endpoint.address()).unwrap();
+        let after = session.started.checked_duration_since(self.upstreams[place].since);
+        if let Some(after) = after {
+            self.rules.tries(place, after, &self.upstreams);
+        }
         let upstream = &mut self.upstreams[place];
         upstream.cell.get_or_insert_with(|| Arc::clone(&endpoint.cell));
         let (after, result) = upstream.fault.dial(upstream.distance, &mut self.network);
@@ -549,15 +560,18 @@ impl<'a> World<'a> {
             }
             Ok(()) => {
                 racer.endpoint.cell.connected(self.now - racer.begun);
+                let mut hints = Vec::new();
                 for late in session.racers.drain(..) {
                     if late.begun < racer.begun {
                         late.endpoint.cell.overtaken();
                         self.upstreams[late.upstream].fails(self.now);
+                        hints.push(late.upstream);
                     }
                     late.endpoint.cell.finish();
                 }
                 session.at = Some((racer.upstream, self.now));
                 session.connect = self.seen.pools[0].connect;
+                hints.into_iter().for_each(|late| self.hint(late));
                 self.connected(number, racer.upstream);
             }
         }
@@ -567,6 +581,11 @@ impl<'a> World<'a> {
         let session = &self.sessions[number];
         let upstream = &mut self.upstreams[place];
         upstream.live.insert(number);
+        upstream.unheard += 1;
+        // Where the first byte is waited for, that speaks for the endpoint.
+        if !session.connect.watches() {
+            upstream.cell.as_ref().unwrap().vouch();
+        }
         self.connected += 1;
         let (cloud, distance, fault) = (upstream.cloud, upstream.distance, upstream.fault);
         let preferred = self.upstreams.iter().filter(|one| !one.fault.is_dead()).map(|one| one.cloud).min();
@@ -591,6 +610,9 @@ impl<'a> World<'a> {
         if upstream.flows(self.now) {
             session.answered = true;
             upstream.answered = Some(self.now);
+            if session.connect.watches() {
+                upstream.cell.as_ref().unwrap().vouch();
+            }
             let lasts = session.lasts;
             self.after(lasts, Event::End(number));
         } else if self.now < since + PATIENCE {
@@ -680,7 +702,7 @@ impl<'a> World<'a> {
         if answered { book.cut += 1 } else { book.mute += 1 }
     }
 
-    /// A session could not connect: the next probe comes at once.
+    /// A session could not connect, or not soon enough: the next probe comes at once.
     fn hint(&mut self, place: usize) {
         let watch = &mut self.upstreams[place].watch;
         if watch.under_way {
@@ -779,6 +801,7 @@ impl Upstream {
             answered: None,
             complaint: None,
             moved: None,
+            unheard: 0,
             cell: None,
             live: BTreeSet::new(),
             probes: Vec::new(),
@@ -793,9 +816,11 @@ impl Upstream {
         }
     }
 
-    /// True when a session failed here lately and none has had an answer since.
+    /// True when a session failed here lately and none has had an answer since, or when some have been given to it and it
+    /// has fallen silent.
     pub(crate) fn is_corroborated(&self, now: Instant) -> bool {
-        self.failed.is_some_and(|at| now - at <= EVIDENCE)
+        let silent = self.unheard >= UNHEARD && self.moved.is_some_and(|at| now - at >= SILENCE);
+        silent || self.failed.is_some_and(|at| now - at <= EVIDENCE)
     }
 
     /// True when its probes have come to the verdict that it is down, or the last one failed.

@@ -169,7 +169,9 @@ impl Tally {
         let suspect = record.is_suspect(if down { LONG_SUSPICION } else { SUSPICION }, now);
         self.total += 1;
         let condemned = record.ejection.is_some() || matches!(record.held, Some(Held::Sessions(_)));
-        self.good += u32::from(!record.is_down() && !condemned && !suspect);
+        // A dial of before may fail only now.
+        let clear = !suspect || record.outlives_failures(now);
+        self.good += u32::from(!record.is_down() && !condemned && clear);
         self.held |= record.held.is_some();
         let doubted = record.is_down() || suspect && record.ejection.is_none();
         let moves = if record.is_down() {

@@ -32,9 +32,19 @@ impl Verdicts {
         for pool in &mut self.pools {
             pool.compare();
         }
+        for pool in &mut self.pools {
+            pool.look(now);
+        }
         self.settle(now);
-        let tallies = self.tallies(now);
-        self.revive(&tallies, now);
+        // What is taken back counts for the limits of what goes.
+        self.relieve(now);
+        self.restrain(now);
+        self.pace(now);
+        self.pools.iter_mut().for_each(|pool| pool.count_losses(now));
+    }
+
+    /// What should go goes, as far as it may.
+    fn restrain(&mut self, now: Instant) {
         // What is removed may leave nothing but what is bad for certain, and a pool that loses its last other cloud goes
         // on with one that is down: both is judged again.
         for _ in 0..MOST_ROUNDS {
@@ -45,8 +55,6 @@ impl Verdicts {
             }
             self.settle(now);
         }
-        self.pace(now);
-        self.pools.iter_mut().for_each(|pool| pool.count_losses(now));
     }
 
     /// Whether probes fail everywhere at once, which says more about them than about endpoints.
@@ -119,7 +127,7 @@ impl Verdicts {
     }
 
     /// Finds what should go, cloud by cloud and one by one.
-    fn settle(&mut self, now: Instant) {
+    pub(super) fn settle(&mut self, now: Instant) {
         self.leave(now);
         let frozen = self.frozen;
         for pool in &mut self.pools {
@@ -148,10 +156,11 @@ impl Verdicts {
         tallies
     }
 
-    /// Clouds that are good again come back.
-    fn revive(&mut self, tallies: &[Tally], now: Instant) {
+    /// Clouds that are good again come back: once that has lasted long enough, or at once if they are wanted.
+    pub(super) fn revive(&mut self, wanted: &[bool], now: Instant) {
+        let tallies = self.tallies(now);
         let mut revived = false;
-        for (number, (cloud, tally)) in self.clouds.iter_mut().zip(tallies).enumerate() {
+        for (number, (cloud, tally)) in self.clouds.iter_mut().zip(&tallies).enumerate() {
             if !cloud.is_down() {
                 continue;
             }
@@ -160,7 +169,7 @@ impl Verdicts {
                 continue;
             }
             let ready = *cloud.good.get_or_insert_with(|| now + cloud.flaps.damp(&mut self.rng, now));
-            if now < ready {
+            if now < ready && !wanted.get(number).is_some_and(|wanted| *wanted) {
                 continue;
             }
             cloud.good = None;

@@ -37,6 +37,8 @@ pub(super) struct Ejection {
     pub(super) silence: bool,
     /// Part of a verdict on its cloud: less was held against it than an ejection takes.
     pub(super) quiet: bool,
+    /// When it began, or an early trial last began or failed.
+    pub(super) tried: Instant,
     pub(super) trial: Option<Trial>,
 }
 

@@ -20,6 +20,12 @@ pub(super) const CONTRADICTION: Duration = Duration::from_secs(5);
 /// Bytes come as long as no more than this has gone by since the last were seen: two ticks and a little.
 const FRESH: Duration = Duration::from_millis(250);
 
+/// Bytes have come steadily if they did for this long, and have stopped if none has come for this long.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// So many sessions that hear nothing speak against an endpoint.
+const UNHEARD: u64 = 3;
+
 /// A failed session makes an endpoint suspect for this long.
 pub(super) const SUSPICION: Duration = Duration::from_secs(2);
 
@@ -69,6 +75,8 @@ pub(super) struct Record {
     pub(super) last: Reading,
     ticked: Instant,
     bytes: Option<Bytes>,
+    /// Sessions that were connected since the last of them.
+    unheard: u64,
 }
 
 /// A removal because of probes.
@@ -86,6 +94,8 @@ struct Bytes {
     after: Instant,
     /// They were seen then.
     seen: Instant,
+    /// They have come again and again since then.
+    since: Instant,
 }
 
 /// Why an endpoint should go.
@@ -164,6 +174,7 @@ impl Record {
             last: Reading::default(),
             ticked: now,
             bytes: None,
+            unheard: 0,
         }
     }
 
@@ -215,8 +226,11 @@ impl Record {
         if anew && let Some(trial) = self.ejection.as_mut().and_then(|ejection| ejection.trial.as_mut()) {
             trial.rebase();
         }
+        self.unheard = self.unheard.saturating_add(tick.connected);
         if tick.bytes > 0 {
-            self.bytes = Some(Bytes { after: self.ticked, seen: now });
+            let since = self.bytes.filter(|_| self.carries(now)).map_or(now, |bytes| bytes.since);
+            self.bytes = Some(Bytes { after: self.ticked, seen: now, since });
+            self.unheard = 0;
         }
         self.detector.tick(tick, patience, now);
         self.detector.connects(&reading.connect, anew, now);
@@ -294,6 +308,15 @@ impl Record {
         self.carries_until().is_some_and(|until| now < until)
     }
 
+    /// True if bytes have come again and again, and none for a while now, whatever sessions are given to it.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        self.unheard >= UNHEARD
+            && self.bytes.is_some_and(|bytes| {
+                let silence = now.duration_since(bytes.seen);
+                bytes.seen.duration_since(bytes.since) >= SILENCE && silence >= SILENCE && silence <= LATELY
+            })
+    }
+
     /// When that ends, unless more bytes come.
     pub(super) fn carries_until(&self) -> Option<Instant> {
         self.bytes.map(|bytes| bytes.seen + FRESH)
@@ -335,7 +358,8 @@ impl Record {
     /// Sessions have taken it out.
     pub(super) fn eject(&mut self, why: Arc<str>, quiet: bool, back_off: Duration, now: Instant) {
         let silence = self.detector.is_silence();
-        self.ejection = Some(Ejection { at: now, until: now + back_off, why, silence, quiet, trial: None });
+        let until = now + back_off;
+        self.ejection = Some(Ejection { at: now, until, why, silence, quiet, tried: now, trial: None });
         self.kept = None;
         self.held = None;
         if self.is_down() {
@@ -346,6 +370,11 @@ impl Record {
 
     /// Another back-off after a trial that went wrong.
     pub(super) fn eject_again(&mut self, rules: &config::Ejection, rng: &mut SmallRng, now: Instant) {
+        if let Some(ejection) = self.ejection.as_mut().filter(|ejection| now < ejection.until) {
+            // It was tried early: the back-off goes on.
+            (ejection.trial, ejection.tried) = (None, now);
+            return;
+        }
         let back_off = self.back_off.next(rules, rng, now);
         let causes = self.detector.causes();
         let causes = if causes.is_empty() { String::new() } else { format!(": {causes}") };

@@ -9,6 +9,7 @@ mod endpoint;
 mod facts;
 mod finding;
 mod pool;
+mod relief;
 mod report;
 mod sessions;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     cloud::Cloud,
-    endpoint::{Held, Record, Use},
+    endpoint::{Held, Record},
     facts::{Kept, PoolFacts},
 };
 use crate::{
@@ -37,6 +37,8 @@ pub(super) struct Pool {
     pub(super) lost: Option<Instant>,
     /// Since when all was lost, while what is back is less than the floor's share.
     pub(super) regains: Option<Instant>,
+    /// Whether what is in use was bad when that was looked at last.
+    pub(super) needy: Option<(Instant, bool)>,
     /// What the last findings said of it.
     pub(super) shown_frozen: bool,
     pub(super) shown_lost: bool,
@@ -52,6 +54,8 @@ pub(super) struct Seat {
     pub(super) cloud: usize,
     /// It is down, and the pool does without it.
     pub(super) left: bool,
+    /// Since when it has done so, or did so last.
+    pub(super) left_at: Option<Instant>,
     /// It is down, and the pool has nothing that is good enough in its place.
     pub(super) kept: bool,
     /// The pool has left it since it was up: its share rises when it comes back.
@@ -62,7 +66,7 @@ pub(super) struct Seat {
 
 impl Seat {
     const fn new(cloud: usize) -> Self {
-        Self { cloud, left: false, kept: false, returns: false, percent: 100 }
+        Self { cloud, left: false, left_at: None, kept: false, returns: false, percent: 100 }
     }
 }
 
@@ -84,7 +88,7 @@ pub(super) struct Weights {
     pub(super) ejected: u64,
     /// What probes alone have removed within the last minute.
     pub(super) charged: u64,
-    /// What this decision leaves with its cloud though bytes come from that cloud: the floor counts it once more.
+    /// What is left just now with its cloud though bytes come from that cloud: the floor counts it once more.
     pub(super) leaving: u64,
 }
 
@@ -102,6 +106,7 @@ impl Pool {
             frozen: false,
             lost: None,
             regains: None,
+            needy: None,
             shown_frozen: false,
             shown_lost: false,
             arrivals: None,
@@ -227,6 +232,7 @@ impl Pool {
             let left = is_down && !keep;
             seat.kept = is_down && keep;
             seat.returns = left || seat.returns && !seat.kept;
+            seat.left_at = if left && !seat.left { Some(now) } else { seat.left_at };
             changed |= std::mem::replace(&mut seat.left, left) != left;
         }
         changed
@@ -260,17 +266,20 @@ impl Pool {
             let weight = u64::from(record.weight);
             all += weight;
             used += if serves { weight } else { 0 };
-            rest |= !serves && record.carries(now) && record.outlives_failures(now);
+            rest |= !serves && record.carries(now);
         }
         used * 100 >= all * u64::from(self.restraint.floor) && !rest
     }
 
-    /// Finds whose silence is its own: others of the pool have answered of late.
+    /// Finds whose silence is its own: others of the pool have answered of late, or others in use do so now.
     pub(super) fn listen(&mut self, now: Instant) {
         let answers = |record: &Record| record.answered().is_some_and(|at| now.duration_since(at) < MINUTE);
         let count = self.members.iter().filter(|record| answers(record)).count();
+        let speaks =
+            self.members.iter().any(|one| one.is_in() && !self.has_left(one.cloud) && one.carries(now));
         for record in &mut self.members {
             record.detector.others_answer = count > usize::from(answers(record));
+            record.detector.silenced = speaks && record.is_silent(now);
         }
     }
 
@@ -414,11 +423,10 @@ impl Pool {
             weights.ejected += if record.ejection.is_some() { weight } else { 0 };
             weights.charged += if record.is_charged(now) { weight } else { 0 };
         }
-        for seat in self.seats.iter().filter(|seat| seat.left) {
-            let here = || self.members.iter().filter(|record| record.cloud == seat.cloud && record.proven);
-            if here().any(|record| record.published.0 == Use::In) && self.carries(seat.cloud, now) {
-                weights.leaving += here().map(|record| u64::from(record.weight)).sum::<u64>();
-            }
+        let leaving = |seat: &&Seat| seat.left && seat.left_at == Some(now) && self.carries(seat.cloud, now);
+        for seat in self.seats.iter().filter(leaving) {
+            let here = self.members.iter().filter(|record| record.cloud == seat.cloud && record.proven);
+            weights.leaving += here.map(|record| u64::from(record.weight)).sum::<u64>();
         }
         weights
     }

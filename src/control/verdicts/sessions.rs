@@ -107,6 +107,8 @@ pub(super) struct Detector {
     doubts: VecDeque<(Instant, u64)>,
     /// Others of the pool answer: silence is this endpoint's own, and not the way of the protocol.
     pub(super) others_answer: bool,
+    /// It has fallen silent while others speak.
+    pub(super) silenced: bool,
     /// Connected, but neither heard of nor silent for long enough: no successes yet.
     pending: VecDeque<(Instant, u64)>,
     /// Failures since the last success.

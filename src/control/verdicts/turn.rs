@@ -36,11 +36,14 @@ impl Record {
     pub(super) fn readmit(&mut self, lost: Option<Instant>, slow: bool, now: Instant) {
         let returned = slow.then_some(now);
         let trial = self.ejection.as_ref().and_then(|ejection| ejection.trial.as_ref());
-        let ejected = self.ejection.as_ref().map(|ejection| ejection.at);
+        let ejected = self.ejection.as_ref().map(|ejection| ejection.tried);
         let out_since = self.out.map(|out| out.at).max(ejected).max(trial.map(|trial| trial.since));
         let since = lost.zip(out_since).map(|(lost, out)| lost.max(out));
         let succeeded = self.detector.last_success.zip(since).is_some_and(|(at, since)| at > since);
         let calm = || self.detector.last_failure < self.detector.last_success;
+        // What is part of a verdict on its cloud ends as that does: with bytes.
+        let quiet = self.ejection.as_ref().is_some_and(|ejection| ejection.quiet) && self.is_ready(now);
+        let since = if quiet { since.max(out_since) } else { since };
         let serves = since.is_some_and(|since| self.own_use() != Use::In && self.serves_since(since, now));
         if self.proven && (succeeded && calm() || serves) {
             let note = if serves { "sessions move bytes" } else { "a session went well" };
@@ -102,7 +105,7 @@ impl Record {
         let cause = self.detector.ejects(rules, now);
         // While bytes come, or if they came after it, a failed session proves nothing: the removal is charged to checks.
         self.held = if self.is_down() && self.detector.corroborates(now) {
-            let doubtful = self.carries(now) || self.has_moved_since_failure();
+            let doubtful = self.carries(now) || self.has_moved_since_failure() && !self.detector.silenced;
             Some(if doubtful { Held::Checks } else { Held::Corroborated })
         } else if let Some(cause) = cause {
             self.held_at = Some(now);
@@ -114,7 +117,8 @@ impl Record {
             self.kept = Some(Kept::Frozen);
             None
         } else {
-            self.is_down().then_some(Held::Checks)
+            let held = if self.detector.silenced { Held::Corroborated } else { Held::Checks };
+            self.is_down().then_some(held)
         };
         let lately = self.held_at.is_some_and(|at| now.duration_since(at) < LATELY);
         if self.held.is_none() && self.kept.is_none() && kept.is_some() && lately {

@@ -4,6 +4,7 @@ mod asked;
 mod clouds;
 mod endpoints;
 mod random;
+mod relief;
 mod restraint;
 mod trials;
 
