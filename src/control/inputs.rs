@@ -21,7 +21,7 @@ use crate::{
     config::{self, Address, Config},
     ids::{CloudName, EndpointIdentity, EndpointKey, ListenerName, PoolName},
     net::{Bind, Outgoing},
-    state::{EndpointCell, Entry, GroupCell, Listener, ListenerCell, Pool, PoolCell, Termination},
+    state::{Bandwidth, EndpointCell, Entry, GroupCell, Listener, ListenerCell, Pool, PoolCell, Termination},
 };
 
 /// A name as the config gives it: pool, host, port.
@@ -72,6 +72,8 @@ pub(super) struct Inputs {
     /// What follows from the opinions of probes and from what sessions meet.
     pub(super) verdicts: Verdicts,
     pub(super) pool_cells: HashMap<PoolName, Arc<PoolCell>>,
+    /// What flows of each pool whose bandwidth is, or was, limited.
+    pub(super) bandwidths: HashMap<PoolName, Arc<Bandwidth>>,
     pub(super) tier_cells: HashMap<(PoolName, usize), Arc<GroupCell>>,
     pub(super) group_cells: HashMap<(PoolName, CloudName), Arc<GroupCell>>,
     pub(super) maglevs: HashMap<(PoolName, CloudName), KeptMaglev>,
@@ -134,6 +136,7 @@ impl Inputs {
             opinions: HashMap::new(),
             verdicts: Verdicts::new(seed),
             pool_cells: HashMap::new(),
+            bandwidths: HashMap::new(),
             tier_cells: HashMap::new(),
             group_cells: HashMap::new(),
             maglevs: HashMap::new(),
@@ -172,6 +175,7 @@ impl Inputs {
         self.unresolved.retain(|pool, _| pools.contains(pool));
         self.loops.retain(|pool, _| pools.contains(pool));
         self.pool_cells.retain(|pool, _| pools.contains(pool));
+        self.bandwidths.retain(|pool, _| pools.contains(pool));
         self.tier_cells.retain(|(pool, _), _| pools.contains(pool));
         self.group_cells.retain(|(pool, _), _| pools.contains(pool));
         self.maglevs.retain(|(pool, _), _| pools.contains(pool));

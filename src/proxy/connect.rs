@@ -133,19 +133,23 @@ pub(super) enum First {
     /// More than a plain connect is needed: the client must say something first, an endpoint must be told something, or its
     /// first byte is waited for. Nothing was chosen: that takes a turn, and perhaps the one permit of an endpoint on trial.
     Slow,
-    Nobody,
+    /// It is over: it is not let in, or there is nobody to serve it.
+    Over(End),
 }
 
-/// Chooses the endpoint for a session's first attempt, if that is to be made at once.
+/// Lets a session in, and chooses the endpoint for its first attempt, if that is to be made at once.
 pub(super) fn first(books: &mut Books) -> First {
     let snapshot = books.shared.snapshot();
-    let Some(listener) = snapshot.listener(&books.listener) else { return First::Nobody };
-    let needs_more = listener.entry.as_ref().is_some_and(|entry| entry.comes_first())
+    let Some(listener) = snapshot.listener(&books.listener) else { return First::Over(NO_ENDPOINT) };
+    if let Err(end) = books.come_in(listener.entry.as_deref()) {
+        return First::Over(end);
+    }
+    let needs_more = listener.entry.as_ref().is_some_and(|entry| entry.is_slow())
         || listener.target.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain());
     if needs_more {
         return First::Slow;
     }
-    chosen(books, snapshot.generation, listener, (&[], false)).map_or(First::Nobody, First::Dial)
+    chosen(books, snapshot.generation, listener, (&[], false)).map_or(First::Over(NO_ENDPOINT), First::Dial)
 }
 
 /// Chooses the endpoint for the next attempt; `None` when there is none left. `spread`: in a cloud that was not tried yet,

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     accept::{self, BATCH, FLUSH, PAUSE, Taken},
+    admit,
     peer::Peer,
     seats::Seats,
     session::{self, Books},
@@ -36,7 +37,10 @@ pub(super) async fn accept(
     stop: CancellationToken,
 ) {
     let begin = |client, address| {
-        let books = Books::open(address, Arc::clone(&cell), Arc::clone(&shared));
+        let mut books = Books::open(address, Arc::clone(&cell), Arc::clone(&shared));
+        if let Err(end) = admit::come_in(&mut books) {
+            return books.close(end);
+        }
         seats.spawn(books, |books| session::serve(client, books));
     };
     if let Err(error) = until_stop(&socket, &cell, &shared, &begin, &stop).await {

@@ -2,6 +2,7 @@
 //! never waits for the control plane. `session.rs` is the file to open first.
 
 mod accept;
+mod admit;
 mod connect;
 mod edge;
 mod engine;

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     ids::{EndpointIdentity, Generation, PoolName},
     net,
-    state::{Endpoint, Entry, ListenerCell, SessionLimits, Shared, Told},
+    state::{Admitted, Endpoint, Entry, ListenerCell, SessionLimits, Shared, Told},
     sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
 };
@@ -162,6 +162,8 @@ struct Early {
     told: Told,
     /// What else is known of it, for its line and for its endpoint.
     note: Note,
+    /// It counts for the limits of its listener.
+    admitted: Option<Admitted>,
     /// Endpoints that have reset it before a byte was exchanged.
     lost_by: Vec<Arc<EndpointIdentity>>,
     /// How it ends if nobody else takes it, and whether its endpoint has been told of that; nothing when somebody looks for
@@ -369,6 +371,16 @@ impl Books {
             early.lost_by.push(Arc::clone(&endpoint.identity));
             early.lost = Some((end, counted));
         }
+    }
+
+    /// What counts it for the limits of its listener, if it was let in under any.
+    pub(super) fn admitted(&mut self) -> Option<&mut Admitted> {
+        self.early.as_mut()?.admitted.as_mut()
+    }
+
+    /// It was let in, and counts until its end.
+    pub(super) fn let_in(&mut self, admitted: Admitted) {
+        self.early.get_or_insert_default().admitted = Some(admitted);
     }
 
     /// How it would have ended, once for each endpoint that has reset it.

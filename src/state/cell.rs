@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::{Mutex, Notify};
 
-use super::{Histogram, HistogramReading, SpareCell, lanes::Lanes};
+use super::{Histogram, HistogramReading, Refusal, SpareCell, admission::Census, lanes::Lanes};
 use crate::{
     ids::ListenerName,
     telemetry::{Cause, End},
@@ -317,6 +317,8 @@ pub struct ListenerCell {
     /// Where it accepts.
     pub address: SocketAddr,
     lanes: Lanes<ListenerLane>,
+    /// What counts for its limits.
+    pub(super) census: Census,
 }
 
 #[derive(Debug)]
@@ -324,6 +326,7 @@ struct ListenerLane {
     accepted: AtomicU64,
     finished: AtomicU64,
     rejected: [AtomicU64; Rejection::ALL.len()],
+    refused: [AtomicU64; Refusal::ALL.len()],
     ends: Box<[AtomicU64]>,
     duration: Histogram,
 }
@@ -334,6 +337,7 @@ impl Default for ListenerLane {
             accepted: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             rejected: Default::default(),
+            refused: Default::default(),
             ends: (0..End::COUNT).map(|_| AtomicU64::new(0)).collect(),
             duration: Histogram::default(),
         }
@@ -367,7 +371,7 @@ impl ListenerCell {
     /// A cell without counts.
     #[must_use]
     pub fn new(name: ListenerName, address: SocketAddr) -> Self {
-        Self { name, address, lanes: Lanes::default() }
+        Self { name, address, lanes: Lanes::default(), census: Census::default() }
     }
 
     /// A client was accepted.
@@ -395,6 +399,28 @@ impl ListenerCell {
                 count.fetch_add(1, Relaxed);
             }
         });
+    }
+
+    /// A session was not let in.
+    pub fn refuse(&self, reason: Refusal) {
+        self.lanes.with(|lane| {
+            if let Some(count) = lane.refused.get(reason as usize) {
+                count.fetch_add(1, Relaxed);
+            }
+        });
+    }
+
+    /// Sessions that were not let in, by reason.
+    pub fn refused(&self) -> impl Iterator<Item = (Refusal, u64)> {
+        Refusal::ALL.into_iter().enumerate().map(|(place, reason)| {
+            let count = |lane: &ListenerLane| lane.refused.get(place).map_or(0, |count| count.load(Relaxed));
+            (reason, self.lanes.sum(count))
+        })
+    }
+
+    /// Sessions that have not told yet what they want.
+    pub fn at_entry(&self) -> u64 {
+        self.census.at_entry()
     }
 
     /// Clients accepted since the start.

@@ -1,12 +1,18 @@
 //! What a listener does with a client before it has a pool, and what a pool gives its endpoints besides sessions. The same
 //! objects in every generation in which the config is the same.
 
-use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use rustls::{ClientConfig, ServerConfig, pki_types::ServerName, server::danger::ClientCertVerifier};
 
-use super::{Pool, Routes};
+use super::{Access, Admission, AtEntry, Bandwidth, ListenerCell, Pool, Refusal, Routes};
 use crate::net::Intercept;
 
 /// What comes before a pool is chosen.
@@ -28,6 +34,14 @@ pub struct Entry {
     pub hello_bytes: usize,
     /// Sessions that may be here at once.
     pub at_once: u32,
+    /// Who may come in, by the address of the client itself.
+    pub access: Access,
+    /// Who may use each of the routes, in their order.
+    pub route_access: Box<[Access]>,
+    /// How much may come in, if that is limited.
+    pub admission: Option<Arc<Admission>>,
+    /// Bytes a second of one session in each direction, if they are limited.
+    pub bandwidth: Option<u64>,
 }
 
 impl Entry {
@@ -36,6 +50,26 @@ impl Entry {
     pub fn comes_first(&self) -> bool {
         let waits = self.proxy_header != ProxyIn::Off || self.reads_hello();
         waits || self.intercept != Intercept::Off || !self.routes.is_empty()
+    }
+
+    /// True if a session needs more than to be let in, connected and relayed as a plain one.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.comes_first() || self.bandwidth.is_some()
+    }
+
+    /// Takes a place among the sessions that have not told yet what they want, until what this returns is dropped.
+    ///
+    /// # Errors
+    /// All are taken.
+    pub fn begin(&self, cell: &Arc<ListenerCell>) -> Result<AtEntry, Refusal> {
+        AtEntry::take(cell, self.at_once)
+    }
+
+    /// True if a client may use the route of this number; without a number, the listener's own target.
+    #[must_use]
+    pub fn may_use(&self, route: Option<usize>, client: IpAddr) -> bool {
+        route.and_then(|route| self.route_access.get(route)).is_none_or(|access| access.admits(client))
     }
 
     /// True if a ClientHello is looked at.
@@ -115,13 +149,15 @@ pub struct Towards {
     pub client_source: bool,
     /// Sessions of one endpoint at once.
     pub endpoint_sessions: Option<u32>,
+    /// What flows of all its sessions together, if that is limited. The same object in every generation.
+    pub bandwidth: Option<Arc<Bandwidth>>,
 }
 
 impl Towards {
     /// True if an established connection is all that a session needs.
     #[must_use]
     pub const fn is_plain(&self) -> bool {
-        self.tls.is_none() && self.proxy_header.is_none() && !self.client_source
+        self.tls.is_none() && self.proxy_header.is_none() && !self.client_source && self.bandwidth.is_none()
     }
 }
 

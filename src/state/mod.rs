@@ -2,19 +2,27 @@
 //! (measurements, up), reports (rare events, up), sessions (stop signals, down) and sockets (open listeners and what is
 //! asked about single sessions, down and, later, aside). Neither plane knows the other; both know this room.
 
+mod access;
+mod admission;
+mod bandwidth;
 mod budget;
 mod cell;
 mod entry;
 mod histogram;
 mod lanes;
 mod live;
+mod memory;
 mod reports;
 mod routes;
 mod sessions;
 mod snapshot;
 mod sockets;
+mod sources;
 mod spare;
 
+pub use access::Access;
+pub use admission::{Admission, Admitted, AtEntry, Limits, Refusal};
+pub use bandwidth::{Bandwidth, Bucket, Take};
 pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
 pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, WorkerCell};
 pub use entry::{Entry, Origination, ProxyIn, ProxyOut, Target, Termination, Towards};
@@ -23,6 +31,7 @@ pub use lanes::use_lane;
 pub use live::{
     Census, Kill, LiveSession, NotEnded, NotWhereabouts, Population, SessionFilter, Traits, Whereabouts,
 };
+pub use memory::MemoryCell;
 pub use reports::{Report, ReportReceiver, Reports};
 pub use routes::{Condition, Routes, ServerName, Told};
 pub use sessions::{Phase, Sessions};
@@ -51,6 +60,8 @@ pub struct Shared {
     pub sessions: Sessions,
     /// The workers' open listeners.
     pub sockets: Sockets,
+    /// Whether the process takes as much memory as it may.
+    pub memory: MemoryCell,
     /// Descriptors that the workers' spares hold.
     pub spares: AtomicU64,
     /// What each worker measures of itself.
@@ -70,6 +81,7 @@ impl Shared {
             sessions: Sessions::new(),
             workers: (0..sockets.workers()).map(|_| WorkerCell::default()).collect(),
             sockets,
+            memory: MemoryCell::default(),
             spares: AtomicU64::new(0),
             session_log,
         }

@@ -60,6 +60,10 @@ pub enum Cause {
     HalfClosed,
     /// The maximum lifetime was reached.
     Lifetime,
+    /// The client's address may not come in, or may not take the route.
+    Denied,
+    /// A limit on how much may come in was reached.
+    Limited,
     /// The pool has no endpoint that may be used.
     NoEndpoint,
     /// Too many sessions wait to be connected to the endpoint.
@@ -128,7 +132,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Closed,
         Self::Reset,
         Self::Refused,
@@ -142,6 +146,8 @@ impl Cause {
         Self::Idle,
         Self::HalfClosed,
         Self::Lifetime,
+        Self::Denied,
+        Self::Limited,
         Self::NoEndpoint,
         Self::Overloaded,
         Self::Exhausted,
@@ -169,6 +175,8 @@ impl Cause {
             Self::Idle => "idle",
             Self::HalfClosed => "half_closed",
             Self::Lifetime => "lifetime",
+            Self::Denied => "denied",
+            Self::Limited => "limited",
             Self::NoEndpoint => "no_endpoint",
             Self::Overloaded => "overloaded",
             Self::Exhausted => "exhausted",
@@ -260,6 +268,7 @@ impl End {
             (Cause::BadHeader | Cause::BadHello | Cause::NoRoute, _, _) => "PR",
             (Cause::Handshake, _, Stage::Accept) => "PR",
             (Cause::Closed, _, _) => "--",
+            (Cause::Denied | Cause::Limited, _, _) => "PR",
             (Cause::Exhausted, _, Stage::Accept | Stage::Route) => "RR",
             (Cause::Exhausted, _, Stage::Connect) => "RC",
             (Cause::Exhausted, _, _) => "RD",
@@ -326,6 +335,7 @@ mod tests {
         assert_eq!(end(Side::Client, Stage::Relay, Cause::Reset), "CD");
         assert_eq!(end(Side::Upstream, Stage::Relay, Cause::Reset), "SD");
         assert_eq!(end(Side::Client, Stage::Relay, Cause::Idle), "cD");
+        assert_eq!(end(Side::Proxy, Stage::Accept, Cause::Denied), "PR");
         assert_eq!(end(Side::Operator, Stage::Drain, Cause::Shutdown), "KD");
     }
 }

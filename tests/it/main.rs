@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod accept;
+mod admission;
 mod bench;
 mod border;
 mod budget;

@@ -1,33 +1,50 @@
 //! What comes before a pool, and what endpoints are given, as the data plane reads it.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::hash_map::Entry as Slot, net::SocketAddr, num::NonZeroU32, sync::Arc};
 
 use rustls::pki_types::ServerName;
+use tokio::time::Instant;
 
 use super::super::inputs::{Inputs, Member};
 use crate::{
     balance::Balance,
     config,
-    ids::{ListenerName, PoolName},
+    ids::PoolName,
     state::{
-        Condition, Connect, Entry, Origination, Pool, ProxyIn, ProxyOut, Routes, ServerName as Sni, Towards,
+        Access, Admission, Bandwidth, Condition, Connect, Entry, Limits, ListenerCell, Origination, Pool,
+        ProxyIn, ProxyOut, Routes, ServerName as Sni, Towards,
     },
 };
 
 /// The entry of a listener; the one that it had, if nothing in it has changed. `None` where clients go straight to a pool.
-pub(super) fn entry(inputs: &mut Inputs, name: &ListenerName, config: &config::Entry) -> Option<Arc<Entry>> {
+pub(super) fn entry(
+    inputs: &mut Inputs,
+    cell: &Arc<ListenerCell>,
+    config: &config::Entry,
+) -> Option<Arc<Entry>> {
+    let name = &cell.name;
     if config.is_plain() {
         inputs.entries.remove(name);
         return None;
     }
     let tls = config.tls.as_ref().and_then(|_| inputs.server_tls(name));
-    if let Some((as_before, made)) = inputs.entries.get(name) {
+    let limits = limits(&config.admission);
+    let before = inputs.entries.get(name);
+    // What of a rate is spent stays spent while it is the same.
+    let kept = before.and_then(|(_, made)| made.admission.as_ref()).filter(|kept| kept.is_of(cell, limits));
+    let admission = match kept {
+        _ if limits.are_none() => None,
+        Some(kept) => Some(Arc::clone(kept)),
+        None => Some(Admission::new(cell, limits)),
+    };
+    if let Some((as_before, made)) = before {
         let same_tls = match (&made.tls, &tls) {
             (None, None) => true,
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             _ => false,
         };
-        if *as_before == *config && same_tls {
+        let same_limits = made.admission.as_ref().map(Arc::as_ptr) == admission.as_ref().map(Arc::as_ptr);
+        if *as_before == *config && same_tls && same_limits {
             return Some(Arc::clone(made));
         }
     }
@@ -44,9 +61,26 @@ pub(super) fn entry(inputs: &mut Inputs, name: &ListenerName, config: &config::E
         handshake_timeout: config.times.handshake,
         hello_bytes: usize::try_from(config.times.hello_bytes).unwrap_or(usize::MAX),
         at_once: config.times.at_once,
+        access: access(&config.access),
+        route_access: config.routes.iter().map(|route| access(&route.access)).collect(),
+        admission,
+        bandwidth: config.admission.bandwidth,
     });
     inputs.entries.insert(name.clone(), (config.clone(), Arc::clone(&made)));
     Some(made)
+}
+
+fn access(config: &config::Access) -> Access {
+    Access::new(&config.allow, &config.deny)
+}
+
+fn limits(config: &config::Admission) -> Limits {
+    Limits {
+        sessions: config.sessions,
+        rate: config.rate.and_then(NonZeroU32::new),
+        source_sessions: config.source_sessions,
+        source_rate: config.source_rate.and_then(NonZeroU32::new),
+    }
 }
 
 fn condition(route: &config::Route) -> Condition {
@@ -65,7 +99,7 @@ fn condition(route: &config::Route) -> Condition {
 }
 
 /// What the endpoints of a pool are given.
-pub(super) fn towards(inputs: &Inputs, pool: &config::Pool, members: &[Member]) -> Towards {
+pub(super) fn towards(inputs: &mut Inputs, pool: &config::Pool, members: &[Member], now: Instant) -> Towards {
     let config = &pool.towards;
     let tls = config.tls.as_ref().zip(inputs.client_tls(&pool.name)).map(|(settings, made)| {
         let names = members.iter().filter_map(|member| {
@@ -83,7 +117,20 @@ pub(super) fn towards(inputs: &Inputs, pool: &config::Pool, members: &[Member]) 
         }),
         client_source: config.client_source,
         endpoint_sessions: config.endpoint_sessions,
+        bandwidth: bandwidth(inputs, pool, now),
     }
+}
+
+/// The pool's own bucket, which sessions that live hold: another rate is theirs as well.
+fn bandwidth(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Option<Arc<Bandwidth>> {
+    let rate = pool.towards.bandwidth;
+    let bandwidth = match (inputs.bandwidths.entry(pool.name.clone()), rate) {
+        (Slot::Vacant(_), None) => return None,
+        (Slot::Vacant(free), Some(rate)) => free.insert(Arc::new(Bandwidth::new(rate, now))),
+        (Slot::Occupied(kept), _) => kept.into_mut(),
+    };
+    bandwidth.set(rate);
+    rate.map(|_| Arc::clone(bandwidth))
 }
 
 /// The name that the certificate of an endpoint is for.

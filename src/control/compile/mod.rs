@@ -75,7 +75,7 @@ fn compile_listener(
         upstream_timeout: config.user_timeout,
         keepalive: config.keepalive,
     };
-    let entry = entry::entry(inputs, &config.name, &config.entry);
+    let entry = entry::entry(inputs, &listener.cell, &config.entry);
     let target = |target: &config::Target| match target {
         config::Target::Refuse => Target::Refuse,
         config::Target::AsAsked => Target::AsAsked(Arc::clone(&inputs.as_asked)),
@@ -116,6 +116,7 @@ fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool 
     if pool.when_all_down == WhenAllDown::TryAnyway && all_down.is_none() {
         tiers.extend(compiler.last_tier(&mut reserve));
     }
+    let towards = entry::towards(inputs, pool, &members, now);
     Pool {
         name: pool.name.clone(),
         balance: balance(pool.balance),
@@ -126,7 +127,7 @@ fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool 
         reserve,
         trials,
         cell: Arc::clone(inputs.pool_cells.entry(pool.name.clone()).or_default()),
-        towards: entry::towards(inputs, pool, &members),
+        towards,
     }
 }
 

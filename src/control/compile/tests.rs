@@ -8,7 +8,7 @@ use crate::{
     control::{Name, Notice, health::Verdict, verdicts::Opinion},
     ids::{EndpointKey, ListenerName},
     net::Bind,
-    state::ListenerCell,
+    state::{ListenerCell, Take},
 };
 
 fn health() -> config::Health {
@@ -306,6 +306,36 @@ fn a_pool_in_which_nothing_changed_is_the_same_object() {
     bed.judge("10.0.0.1:1", Verdict::Down);
     assert!(!Arc::ptr_eq(&before[0], &bed.snapshot.pools[0]));
     assert!(Arc::ptr_eq(&before[1], &bed.snapshot.pools[1]));
+}
+
+#[test]
+fn limits_are_kept_while_they_are_the_same_and_the_bucket_of_a_pool_always() {
+    let with = |sessions, deny: &[&str], rate| {
+        let mut config = config(failover(), false, &FOUR);
+        let entry = &mut config.listeners[0].entry;
+        entry.admission.sessions = sessions;
+        entry.access.deny = deny.iter().map(|network| network.parse().unwrap()).collect();
+        config.pools[0].towards.bandwidth = rate;
+        config
+    };
+    let limits = |bed: &Bed| bed.snapshot.listeners[0].entry.as_ref().unwrap().admission.clone().unwrap();
+    let bucket = |bed: &Bed| bed.snapshot.pools[0].towards.bandwidth.clone();
+    let mut bed = Bed::new(with(Some(1), &[], Some(1_000)));
+    let (first, shared) = (limits(&bed), bucket(&bed).unwrap());
+    bed.configure(with(Some(1), &["10.0.0.0/8"], Some(2_000_000)));
+    assert!(Arc::ptr_eq(&first, &limits(&bed)));
+    let entry = bed.snapshot.listeners[0].entry.clone().unwrap();
+    assert!(!entry.access.admits("10.0.0.1".parse().unwrap()) && !entry.is_slow());
+    assert!(Arc::ptr_eq(&shared, &bucket(&bed).unwrap()));
+    assert_eq!(shared.to_client.take(usize::MAX, bed.now), Take::Now(200_000), "at the new rate");
+    let inside = first.admit("192.0.2.1".parse().unwrap(), bed.now).unwrap();
+    bed.configure(with(Some(2), &[], None));
+    assert!(!Arc::ptr_eq(&first, &limits(&bed)) && bucket(&bed).is_none());
+    let second = limits(&bed).admit("192.0.2.1".parse().unwrap(), bed.now);
+    assert!(second.is_ok() && limits(&bed).admit("192.0.2.1".parse().unwrap(), bed.now).is_err());
+    drop(inside);
+    bed.configure(with(None, &[], None));
+    assert!(bed.snapshot.listeners[0].entry.is_none());
 }
 
 #[test]

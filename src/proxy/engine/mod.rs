@@ -317,7 +317,7 @@ impl Engine {
             First::Dial(plan) => plan,
             // The wait for a first byte is the tokio half's.
             First::Slow => return self.hand_over(client, books, None),
-            First::Nobody => return books.close(connect::NO_ENDPOINT),
+            First::Over(end) => return books.close(end),
         };
         // A spare that has ended under a session was enough.
         let wanted = (books.attempts == 0).then_some((&*plan.endpoint, books.generation));

@@ -13,9 +13,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{plain::Plain, relay::Watched, session::Books};
+use super::{admit, plain::Plain, relay::Watched, session::Books};
 use crate::{
-    state::{Entry, Target, Termination},
+    state::{Entry, ProxyIn, Target, Termination},
     telemetry::{Cause, End, Side, Stage},
     tls,
 };
@@ -32,7 +32,11 @@ pub(super) async fn pass<'w>(
     books: &mut Books,
     entry: &Entry,
 ) -> Result<Option<Secured<'w>>, End> {
+    let _there = entry.begin(&books.listener).map_err(|why| books.refuse(why))?;
     header::read(client, books, entry).await?;
+    if entry.proxy_header != ProxyIn::Off {
+        books.admit(entry, books.client.ip())?;
+    }
     if books.told().destination.is_none() {
         books.tell_more().destination = rustix::net::getsockname(client.get_ref())
             .ok()
@@ -45,6 +49,7 @@ pub(super) async fn pass<'w>(
     if leads_nowhere(books) {
         return Err(ended(Side::Proxy, Stage::Route, Cause::NoRoute));
     }
+    admit::take_route(books)?;
     match &entry.tls {
         Some(tls) => shake_hands(client, books, tls, deadline).await.map(Some),
         None => Ok(None),

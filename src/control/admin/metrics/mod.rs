@@ -102,6 +102,18 @@ fn process(page: &mut Page<'_>, view: &View) -> fmt::Result {
     )?;
     page.fraction("process_cpu_seconds", "User and system time.", seen.cpu_seconds)?;
     page.gauges("process_resident_memory_bytes", "Memory in use.", [], gauge(seen.resident_bytes))?;
+    page.gauges(
+        "twinspan_memory_ceiling_bytes",
+        "The most memory that the process may take before new sessions are reset (`max_memory`), if there is a limit.",
+        [],
+        gauge(view.shared.memory.ceiling()),
+    )?;
+    page.gauges(
+        "twinspan_memory_short",
+        "1 while new sessions are reset because the process takes as much memory as it may.",
+        [],
+        [([], flag(view.shared.memory.is_short()))],
+    )?;
     page.gauges("process_virtual_memory_bytes", "Address space.", [], gauge(seen.virtual_bytes))?;
     page.gauges("process_threads", "Threads.", [], gauge(seen.threads))?;
     page.gauges("process_open_fds", "Open descriptors.", [], gauge(seen.open_fds))?;
@@ -213,6 +225,22 @@ fn listeners(page: &mut Page<'_>, overview: &Overview) -> fmt::Result {
         cells().flat_map(|(cell, name)| {
             cell.rejected().map(move |(reason, count)| ([name.clone(), reason.as_str().into()], count))
         }),
+    )?;
+    page.counters(
+        "twinspan_connections_refused",
+        "Sessions that were reset at the entry: `denied` by address or route; at a limit of the listener (`sessions`, \
+         `rate`), of one source (`source_sessions`, `source_rate`) or of unfinished `handshakes`; for want of `memory`.",
+        ["listener", "reason"],
+        cells().flat_map(|(cell, name)| {
+            let seen = cell.refused().filter(|(_, count)| *count > 0);
+            seen.map(move |(reason, count)| ([name.clone(), reason.as_str().into()], count))
+        }),
+    )?;
+    page.gauges(
+        "twinspan_connections_at_entry",
+        "Sessions whose PROXY header, ClientHello or handshake is still under way.",
+        ["listener"],
+        cells().map(|(cell, name)| ([name], cell.at_entry() as f64)),
     )?;
     page.gauges(
         "twinspan_connections_active",

@@ -1,0 +1,183 @@
+//! Who may come in, and how much: access lists and limits, on both carriers. Clients come from loopback addresses of
+//! their own.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    time::Instant,
+};
+
+use crate::harness::{Backend, Carrier, Place, Proxy, connect, eventually, on_both_carriers, soon};
+
+on_both_carriers!(
+    #[tokio::test]
+    an_access_list_lets_in_whom_its_longest_network_allows_and_resets_the_others,
+    a_listener_has_as_many_sessions_as_it_may_and_one_that_ends_makes_room,
+    new_sessions_come_in_at_the_rate_of_the_listener,
+    a_source_that_floods_is_held_to_its_limits_and_a_bystander_does_not_notice,
+    sessions_count_under_the_limits_that_a_reload_brings,
+);
+
+/// A client at this address of this machine.
+async fn client(source: [u8; 4], address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((source, 0)))?;
+    soon("a connection", socket.connect(address)).await
+}
+
+/// Asks something and has it echoed.
+async fn is_served(stream: &mut TcpStream) -> io::Result<()> {
+    let mut answer = [0];
+    soon("an answer", async {
+        stream.write_all(b"?").await?;
+        stream.read_exact(&mut answer).await
+    })
+    .await?;
+    assert_eq!(&answer, b"?");
+    Ok(())
+}
+
+/// A session that is served, if it is let in; one that is not is reset, and not closed.
+async fn session(source: [u8; 4], address: SocketAddr) -> Option<TcpStream> {
+    let mut stream = match client(source, address).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+            return None;
+        }
+    };
+    match is_served(&mut stream).await {
+        Ok(()) => Some(stream),
+        Err(error) => {
+            let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+            assert!(reset.contains(&error.kind()), "{error}");
+            None
+        }
+    }
+}
+
+async fn refused(proxy: &Proxy, reason: &str) -> u64 {
+    proxy.metric("twinspan_connections_refused_total", &[("reason", reason)]).await
+}
+
+const NEIGHBOUR: [u8; 4] = [127, 0, 0, 3];
+
+async fn an_access_list_lets_in_whom_its_longest_network_allows_and_resets_the_others(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let lists = "allow = [\"127.0.0.0/24\", \"127.0.1.2\"]\ndeny = [\"127.0.0.2\", \"127.0.0.128/25\"]";
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, lists).await;
+    let before = proxy.lines();
+    for (source, may) in [
+        ([127, 0, 0, 1], true),
+        ([127, 0, 0, 2], false),
+        ([127, 0, 0, 3], true),
+        ([127, 0, 0, 200], false),
+        ([127, 0, 1, 1], false),
+        ([127, 0, 1, 2], true),
+    ] {
+        assert_eq!(session(source, address).await.is_some(), may, "{source:?}");
+    }
+    assert_eq!(refused(&proxy, "denied").await, 3);
+    assert_eq!(backend.accepted(), 3);
+    let line = proxy.line_from(before, "a denied session", |line| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        (line["cause"] == "denied").then_some(line)
+    });
+    let line = line.await;
+    assert_eq!((&line["side"], &line["stage"]), (&"proxy".into(), &"accept".into()), "{line}");
+    assert!(line["client"].as_str().unwrap().starts_with("127.0.0.2:"), "{line}");
+}
+
+async fn a_listener_has_as_many_sessions_as_it_may_and_one_that_ends_makes_room(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, "max_sessions = 3").await;
+    let mut inside = Vec::new();
+    for _ in 0..3 {
+        inside.push(session(NEIGHBOUR, address).await.unwrap());
+    }
+    for _ in 0..5 {
+        assert!(session(NEIGHBOUR, address).await.is_none());
+    }
+    assert_eq!(refused(&proxy, "sessions").await, 5);
+    assert_eq!(proxy.metric("twinspan_connections_closed_total", &[("cause", "limited")]).await, 5);
+    drop(inside.pop());
+    inside.push(eventually("room for one more", async || session(NEIGHBOUR, address).await).await);
+    for stream in &mut inside {
+        is_served(stream).await.unwrap();
+    }
+}
+
+async fn new_sessions_come_in_at_the_rate_of_the_listener(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, "max_rate = 20").await;
+    let (start, mut inside) = (Instant::now(), 0_u32);
+    while start.elapsed() < Duration::from_secs(2) {
+        inside += u32::from(session(NEIGHBOUR, address).await.is_some());
+    }
+    // A burst of twenty, and twenty a second.
+    let most = 21.0 + 20.0 * start.elapsed().as_secs_f64();
+    assert!((55.0..=most).contains(&f64::from(inside)), "{inside} in {:?}", start.elapsed());
+    assert!(refused(&proxy, "rate").await > 0);
+}
+
+async fn a_source_that_floods_is_held_to_its_limits_and_a_bystander_does_not_notice(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let limits = "max_source_sessions = 4\nmax_source_rate = 50\nmax_sessions = 50\nmax_rate = 200";
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, limits).await;
+    let flooding = [127, 0, 0, 2];
+    let mut flood = Vec::new();
+    for _ in 0..4 {
+        flood.push(session(flooding, address).await.unwrap());
+    }
+    for round in 0..20 {
+        for _ in 0..10 {
+            assert!(session(flooding, address).await.is_none());
+        }
+        assert!(session(NEIGHBOUR, address).await.is_some(), "round {round}");
+    }
+    assert_eq!(refused(&proxy, "source_sessions").await, 200);
+    flood.clear();
+    // It comes and goes now, as fast as it can.
+    let (start, mut inside) = (Instant::now(), 0_u32);
+    while start.elapsed() < Duration::from_secs(1) {
+        inside += u32::from(session(flooding, address).await.is_some());
+    }
+    assert!(refused(&proxy, "source_rate").await > 0);
+    assert!(inside <= 110, "{inside} in a second");
+    assert_eq!((refused(&proxy, "sessions").await, refused(&proxy, "rate").await), (0, 0));
+    assert!(session([127, 0, 0, 4], address).await.is_some());
+}
+
+async fn sessions_count_under_the_limits_that_a_reload_brings(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
+    let with =
+        |settings: &str| proxy.setup().text().replace("[[listener]]", &format!("[[listener]]\n{settings}"));
+    let mut inside = vec![connect(address).await, connect(address).await];
+    for stream in &mut inside {
+        is_served(stream).await.unwrap();
+    }
+    proxy.reload(&with("max_sessions = 3")).await;
+    inside.push(session(NEIGHBOUR, address).await.unwrap());
+    assert!(session(NEIGHBOUR, address).await.is_none());
+    proxy.reload(&with("max_sessions = 4\nmax_source_sessions = 1")).await;
+    inside.push(session(NEIGHBOUR, address).await.unwrap());
+    assert!(session(NEIGHBOUR, address).await.is_none());
+    assert!(session([127, 0, 0, 4], address).await.is_none());
+    inside.drain(..2);
+    // One of the first has gone, which had come when there was no limit.
+    inside.push(eventually("room", async || session([127, 0, 0, 4], address).await).await);
+    assert!(session(NEIGHBOUR, address).await.is_none(), "its source has one");
+    proxy.reload(&with("")).await;
+    assert!(session(NEIGHBOUR, address).await.is_some());
+    for stream in &mut inside {
+        is_served(stream).await.unwrap();
+    }
+}
