@@ -11,6 +11,7 @@ pub mod health;
 mod inputs;
 mod journal;
 mod judged;
+mod memory;
 mod news;
 mod overview;
 mod policy;

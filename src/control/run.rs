@@ -15,6 +15,7 @@ use super::{
     discovery::Discovery,
     health::Health,
     inputs::OpenListener,
+    memory,
     reconcile::{Doors, Reconciler, Request},
     reload::{Bound, Loader, ReloadError, bind, try_out},
 };
@@ -188,6 +189,7 @@ impl Control {
         let reconciler =
             Reconciler::new((Arc::clone(&shared), Arc::clone(&view)), doors, Arc::new(config.clone()), own);
         let reconciling = tokio::spawn(reconciler.run());
+        let measuring = tokio::spawn(memory::watch(Arc::clone(&view)));
         let mut loader = Loader::new(Arc::clone(&shared), Arc::clone(&view), requests.clone());
         loader
             .first(config, (bindings.listeners, bindings.certificates), async {
@@ -204,6 +206,7 @@ impl Control {
         ready();
         let left = obey(&mut loader, path, &orders, &view).await;
         reconciling.abort();
+        measuring.abort();
         servers.cancel();
         for server in serving {
             drop(server.await);

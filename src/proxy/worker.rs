@@ -216,7 +216,9 @@ impl TokioHalf {
         }
         let active = self.shared.sessions.active();
         self.most = self.most.max(active);
-        if self.most >= MANY && active <= self.most / 2 {
+        let fewer = self.most >= MANY && active <= self.most / 2;
+        // What the allocator keeps counts as well.
+        if fewer || self.shared.memory.is_short() {
             self.most = active;
             sys::give_memory_back();
         }

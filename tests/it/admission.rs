@@ -18,6 +18,7 @@ on_both_carriers!(
     new_sessions_come_in_at_the_rate_of_the_listener,
     a_source_that_floods_is_held_to_its_limits_and_a_bystander_does_not_notice,
     sessions_count_under_the_limits_that_a_reload_brings,
+    above_its_ceiling_of_memory_the_process_resets_new_sessions_and_serves_the_old,
 );
 
 /// A client at this address of this machine.
@@ -180,4 +181,35 @@ async fn sessions_count_under_the_limits_that_a_reload_brings(carrier: Carrier) 
     for stream in &mut inside {
         is_served(stream).await.unwrap();
     }
+}
+
+async fn above_its_ceiling_of_memory_the_process_resets_new_sessions_and_serves_the_old(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
+    let with = |memory: &str| {
+        proxy.setup().text().replace("workers = 2", &format!("workers = 2\nmax_memory = \"{memory}\""))
+    };
+    let mut inside = session(NEIGHBOUR, address).await.unwrap();
+    let before = proxy.lines();
+    proxy.reload(&with("1MiB")).await;
+    proxy
+        .line_from(before, "too much memory", |line| line.contains("new sessions are reset: ").then_some(()))
+        .await;
+    for _ in 0..5 {
+        assert!(session(NEIGHBOUR, address).await.is_none());
+    }
+    is_served(&mut inside).await.unwrap();
+    assert_eq!(refused(&proxy, "memory").await, 5);
+    assert_eq!(proxy.metric("twinspan_connections_closed_total", &[("cause", "exhausted")]).await, 5);
+    assert_eq!(proxy.metric("twinspan_memory_ceiling_bytes", &[]).await, 1 << 20);
+    assert_eq!(proxy.metric("twinspan_memory_short", &[]).await, 1);
+    assert!(proxy.status().await.is_object(), "the admin API answers");
+    // Far above what it takes.
+    proxy.reload(&with("4GiB")).await;
+    proxy.line_from(before, "enough memory", |line| line.contains("let in again: ").then_some(())).await;
+    assert!(session(NEIGHBOUR, address).await.is_some());
+    is_served(&mut inside).await.unwrap();
+    let warnings = proxy.said().lines().filter(|line| line.contains("\"kind\":\"memory_")).count();
+    assert_eq!(warnings, 2, "one line for each change");
 }

@@ -63,6 +63,8 @@ kinds! {
     OutageOver "outage_over" "A pool has endpoints again.",
     Certificate "certificate" "New certificates or keys are in force, or cannot be: then the old ones stay.",
     Addresses "addresses" "A name has other addresses than before.",
+    MemoryShort "memory_short" "New sessions are reset: the process takes more memory than `max_memory`.",
+    MemoryFree "memory_free" "New sessions are let in again: the process takes less than 95 % of `max_memory`.",
     Reload "reload" "A new config is in force.",
     ReloadRefused "reload_refused" "A new config was refused; the old one stays in force.",
     Start "start" "The process accepts sessions.",
@@ -155,7 +157,7 @@ impl Happening {
         match self.kind {
             Kind::Outage | Kind::ReloadRefused => Level::Error,
             Kind::Certificate if self.after == "kept" => Level::Error,
-            Kind::Ejection | Kind::Freeze | Kind::Failover => Level::Warn,
+            Kind::Ejection | Kind::Freeze | Kind::Failover | Kind::MemoryShort => Level::Warn,
             Kind::Verdict | Kind::Domain if self.after == "down" => Level::Warn,
             Kind::Generation => Level::Debug,
             Kind::Verdict
@@ -168,6 +170,7 @@ impl Happening {
             | Kind::OutageOver
             | Kind::Certificate
             | Kind::Addresses
+            | Kind::MemoryFree
             | Kind::Reload
             | Kind::Start
             | Kind::Drain
@@ -198,6 +201,8 @@ impl Happening {
             Kind::OutageOver => format!("{who} has endpoints again"),
             Kind::Certificate => format!("certificates are {after}"),
             Kind::Addresses => format!("{who}: a name has other addresses"),
+            Kind::MemoryShort => "new sessions are reset".to_owned(),
+            Kind::MemoryFree => "new sessions are let in again".to_owned(),
             Kind::Reload => "config reloaded".to_owned(),
             Kind::ReloadRefused => "config not reloaded".to_owned(),
             Kind::Start => "ready".to_owned(),
