@@ -21,7 +21,7 @@ use super::{
 use crate::{
     ids::{CloudName, EndpointIdentity, Generation},
     net,
-    state::{Endpoint, Entry, Listener, Pool, Report, SessionLimits, Shared, Target},
+    state::{Endpoint, Entry, Listener, Pool, Queued, Report, SessionLimits, Shared, Target},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -42,7 +42,7 @@ thread_local! {
 }
 
 /// What one look at the snapshot decided.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) endpoint: Arc<Endpoint>,
     /// Kept while the session is connecting, and no longer.
@@ -94,25 +94,49 @@ impl Drop for Claim {
 
 /// A place among the attempts at an endpoint that may be under way at once.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Endpoint>);
+pub(super) struct Place {
+    endpoint: Arc<Endpoint>,
+    /// Where sessions are limited, that of the attempt counts already.
+    claim: Option<Claim>,
+}
 
 impl Place {
     /// Takes one; `None` when all are taken, or others wait for one.
     pub(super) fn take(plan: &Plan) -> Option<Self> {
-        plan.endpoint.cell.enter(plan.pool.connect.dials).then(|| Self(Arc::clone(&plan.endpoint)))
+        plan.endpoint.cell.enter(plan.pool.room()).then(|| Self::entered(plan))
     }
 
-    /// Waits for one; `None` when too many do.
-    pub(super) async fn wait(plan: &Plan) -> Option<Self> {
-        let connect = &plan.pool.connect;
-        let entered = plan.endpoint.cell.queue(connect.dials, connect.queue).await;
-        entered.then(|| Self(Arc::clone(&plan.endpoint)))
+    /// Waits for one; `None` when too many do. `elsewhere` looks for one at another endpoint, if those of this one may be
+    /// long in coming.
+    pub(super) async fn wait(
+        plan: Plan,
+        elsewhere: impl FnMut() -> Option<(Plan, Self)>,
+    ) -> Option<(Plan, Self)> {
+        let (room, most) = (plan.pool.room(), plan.pool.connect.queue);
+        match plan.endpoint.cell.queue(room, most, elsewhere).await {
+            Queued::Entered => {
+                let place = Self::entered(&plan);
+                Some((plan, place))
+            }
+            Queued::Elsewhere(found) => Some(found),
+            Queued::TooMany => None,
+        }
+    }
+
+    fn entered(plan: &Plan) -> Self {
+        let claim = plan.pool.room().sessions.map(|_| Claim::taken(Arc::clone(&plan.endpoint)));
+        Self { endpoint: Arc::clone(&plan.endpoint), claim }
+    }
+
+    /// The part of the attempt in the endpoint's number of sessions. Once.
+    pub(super) fn claim(&mut self) -> Claim {
+        self.claim.take().unwrap_or_else(|| Claim::new(Arc::clone(&self.endpoint)))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.cell.leave();
+        self.endpoint.cell.leave();
     }
 }
 
@@ -213,8 +237,9 @@ fn as_asked(
 
 /// Begins the first attempt of a session whose client has sent something already, or not. The books know of it from here
 /// on.
-pub(super) fn begin(books: &mut Books, plan: Plan, place: Place, eager: bool, now: Instant) -> Begun {
-    books.attempt(Arc::clone(&plan.endpoint));
+pub(super) fn begin(books: &mut Books, plan: Plan, mut place: Place, eager: bool, now: Instant) -> Begun {
+    books.count_attempt();
+    books.carried_by(place.claim());
     plan.pool.cell.begin(now);
     let mut race = Race::new(plan.pool.connect, books.started);
     dial(&mut race, plan, place, eager, now)

@@ -169,7 +169,7 @@ impl Field<'_> {
             Some(Cause::Closed) if why == Why::First => {}
             Some(cause) => return Err(client_gone(cause)),
         }
-        let (plan, place) = if self.racers.is_empty() {
+        let (plan, mut place) = if self.racers.is_empty() {
             // A fresh snapshot for every attempt: it may know more than the last one did.
             let Some(plan) = self.plan() else {
                 return self.nothing_left();
@@ -177,10 +177,10 @@ impl Field<'_> {
             if why == Why::Retry && !may_retry(&plan, &self.tried) {
                 return self.nothing_left();
             }
-            let Some(place) = self.place(&plan).await else {
-                return self.crowd(&plan);
-            };
-            (plan, place)
+            match self.place(&plan).await {
+                Some(found) => found,
+                None => return self.crowd(&plan),
+            }
         } else {
             match self.beside(why) {
                 Beside::Found(found) => *found,
@@ -189,7 +189,7 @@ impl Field<'_> {
             }
         };
         self.tried.push(Arc::clone(&plan.endpoint.identity));
-        let claim = Claim::new(Arc::clone(&plan.endpoint));
+        let claim = place.claim();
         if let Some(lost) = self.lost.take() {
             lost.cell.was_empty();
             connect::report(&self.books.shared, &lost, self.last);
@@ -284,7 +284,8 @@ impl Field<'_> {
             let mut out = plan.pool.reserve.iter().flat_map(|group| &group.endpoints);
             out.any(|one| one.address() == plan.endpoint.address())
         };
-        connect::plan(self.books, &not, true).is_some_and(|plan| !is_reserve(&plan))
+        let is_full = |plan: &Plan| plan.endpoint.cell.is_full(plan.pool.room().sessions);
+        connect::plan(self.books, &not, true).is_some_and(|plan| !is_full(&plan) && !is_reserve(&plan))
     }
 
     fn nothing_left(&mut self) -> Result<(), End> {
@@ -298,18 +299,25 @@ impl Field<'_> {
     }
 
     /// A place among the attempts at this endpoint. It is waited for, as no other attempt is under way, and no longer than
-    /// an attempt may take that another one could race.
-    async fn place(&mut self, plan: &Plan) -> Option<Place> {
-        let place = Place::take(plan);
-        if place.is_some() {
-            return place;
+    /// an attempt may take that another one could race. Where all endpoints have as many sessions as they may, the first
+    /// in the queue of one takes what comes free at another.
+    async fn place(&mut self, plan: &Plan) -> Option<(Plan, Place)> {
+        if let Some(place) = Place::take(plan) {
+            return Some((plan.clone(), place));
         }
         plan.pool.cell.waits();
         let end = self.started + plan.pool.connect.total;
         let usual = Hedge::delay(plan.endpoint.cell.usual());
         let until =
             if self.has_alternative(Some(&plan.endpoint)) { end.min(Instant::now() + usual) } else { end };
-        timeout_at(until, Place::wait(plan)).await.ok().flatten()
+        let not = [&*self.tried, &[Arc::clone(&plan.endpoint.identity)]].concat();
+        let books = &mut *self.books;
+        let elsewhere = || {
+            let plan = connect::plan(books, &not, false)?;
+            let place = Place::take(&plan)?;
+            Some((plan, place))
+        };
+        timeout_at(until, Place::wait(plan.clone(), elsewhere)).await.ok().flatten()
     }
 
     /// There was no place: another endpoint may have one.

@@ -2,7 +2,6 @@
 //! not to a generation, so a reload neither loses nor repeats a count. Never a decision: those go into the snapshot.
 
 use std::{
-    net::SocketAddr,
     sync::atomic::{
         AtomicU64,
         Ordering::{Relaxed, SeqCst},
@@ -10,16 +9,39 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Mutex, Notify};
-
-use super::{Histogram, HistogramReading, Refusal, SpareCell, admission::Census, lanes::Lanes};
-use crate::{
-    ids::ListenerName,
-    telemetry::{Cause, End},
+use tokio::{
+    sync::{Mutex, Notify},
+    time::timeout,
 };
+
+use super::{Histogram, HistogramReading, SpareCell, lanes::Lanes};
+use crate::telemetry::Cause;
 
 /// Attempts in vain after which an endpoint seems dead. The judge needs as many to eject one.
 const IN_VAIN: u64 = 5;
+
+/// How often the first in a queue looks for room at other endpoints.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The room that there is for attempts at an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Attempts under way at once.
+    pub dials: u32,
+    /// Sessions at once, attempts included, if they are limited.
+    pub sessions: Option<u32>,
+}
+
+/// What the wait for a place has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued<T> {
+    /// A place is taken, as by [`EndpointCell::enter`].
+    Entered,
+    /// This was found at another endpoint first.
+    Elsewhere(T),
+    /// There was no room to wait.
+    TooMany,
+}
 
 /// What is measured at an endpoint.
 #[derive(Debug, Default)]
@@ -66,7 +88,15 @@ impl EndpointCell {
 
     /// The attempt failed or the session ended.
     pub fn finish(&self) {
-        self.active.fetch_sub(1, Relaxed);
+        self.active.fetch_sub(1, SeqCst);
+        if self.waiting.load(SeqCst) > 0 {
+            self.room.notify_one();
+        }
+    }
+
+    /// True if it has as many sessions as it may.
+    pub fn is_full(&self, sessions: Option<u32>) -> bool {
+        sessions.is_some_and(|most| self.active() >= u64::from(most))
     }
 
     /// An attempt connected after `took`.
@@ -180,15 +210,26 @@ impl EndpointCell {
             && self.permits.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 
-    /// Takes one of `limit` places for attempts that are under way; false when all are taken, or others wait for one.
+    /// Takes one of the places for attempts that are under way; false when all are taken, or others wait for one. Where its
+    /// sessions are limited, one more has begun then.
     #[must_use]
-    pub fn enter(&self, limit: u32) -> bool {
-        self.waiting.load(SeqCst) == 0 && self.squeeze_in(limit)
+    pub fn enter(&self, room: Room) -> bool {
+        self.waiting.load(SeqCst) == 0 && self.squeeze_in(room)
     }
 
-    fn squeeze_in(&self, limit: u32) -> bool {
-        let one_more = |taken: u64| (taken < u64::from(limit)).then_some(taken + 1);
-        self.dialling.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+    fn squeeze_in(&self, room: Room) -> bool {
+        let one_more = |count: &AtomicU64, most: u32| {
+            let one_more = |taken: u64| (taken < u64::from(most)).then_some(taken + 1);
+            count.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+        };
+        if room.sessions.is_some_and(|most| !one_more(&self.active, most)) {
+            return false;
+        }
+        let entered = one_more(&self.dialling, room.dials);
+        if !entered && room.sessions.is_some() {
+            self.finish();
+        }
+        entered
     }
 
     /// Gives a place back.
@@ -199,19 +240,31 @@ impl EndpointCell {
         }
     }
 
-    /// Waits for a place, first come first served; false when `most` wait already. Who stops waiting leaves the queue.
-    pub async fn queue(&self, limit: u32, most: u32) -> bool {
+    /// Waits for a place, first come first served, unless `most` wait already. Who stops waiting leaves the queue. Where its
+    /// sessions are limited, the first in the queue looks `elsewhere` now and then: it may be long until one ends here.
+    pub async fn queue<T>(
+        &self,
+        room: Room,
+        most: u32,
+        mut elsewhere: impl FnMut() -> Option<T>,
+    ) -> Queued<T> {
         let _waiting = Waiting(self);
         if self.waiting.fetch_add(1, SeqCst) >= u64::from(most) {
-            return false;
+            return Queued::TooMany;
         }
         let _turn = self.turn.lock().await;
         // Only one waits for room, so a place that is given back between the question and the wait is not missed: the
         // word of it is kept.
-        while !self.squeeze_in(limit) {
-            self.room.notified().await;
+        while !self.squeeze_in(room) {
+            if room.sessions.is_none() {
+                self.room.notified().await;
+            } else if timeout(LOOK, self.room.notified()).await.is_err()
+                && let Some(found) = elsewhere()
+            {
+                return Queued::Elsewhere(found);
+            }
         }
-        true
+        Queued::Entered
     }
 
     /// Attempts under way, and sessions that wait for a place.
@@ -277,7 +330,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn sum_of<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> HistogramReading {
+pub(super) fn sum_of<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> HistogramReading {
     histograms.fold(HistogramReading::default(), |mut sum, one| {
         sum.add(&one.read());
         sum
@@ -309,163 +362,22 @@ pub struct WorkerCell {
     pub handed_over: AtomicU64,
 }
 
-/// What is measured at a listener.
-#[derive(Debug)]
-pub struct ListenerCell {
-    /// Its name.
-    pub name: ListenerName,
-    /// Where it accepts.
-    pub address: SocketAddr,
-    lanes: Lanes<ListenerLane>,
-    /// What counts for its limits.
-    pub(super) census: Census,
-}
-
-#[derive(Debug)]
-struct ListenerLane {
-    accepted: AtomicU64,
-    finished: AtomicU64,
-    rejected: [AtomicU64; Rejection::ALL.len()],
-    refused: [AtomicU64; Refusal::ALL.len()],
-    ends: Box<[AtomicU64]>,
-    duration: Histogram,
-}
-
-impl Default for ListenerLane {
-    fn default() -> Self {
-        Self {
-            accepted: AtomicU64::new(0),
-            finished: AtomicU64::new(0),
-            rejected: Default::default(),
-            refused: Default::default(),
-            ends: (0..End::COUNT).map(|_| AtomicU64::new(0)).collect(),
-            duration: Histogram::default(),
-        }
-    }
-}
-
-/// Why a connection was not turned into a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// `accept` failed for this connection alone.
-    Aborted,
-    /// Descriptors or memory ran out.
-    Exhausted,
-}
-
-impl Rejection {
-    /// Every reason.
-    pub const ALL: [Self; 2] = [Self::Aborted, Self::Exhausted];
-
-    /// The word in logs and labels.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Aborted => "aborted",
-            Self::Exhausted => "exhausted",
-        }
-    }
-}
-
-impl ListenerCell {
-    /// A cell without counts.
-    #[must_use]
-    pub fn new(name: ListenerName, address: SocketAddr) -> Self {
-        Self { name, address, lanes: Lanes::default(), census: Census::default() }
-    }
-
-    /// A client was accepted.
-    pub fn begin(&self) {
-        self.lanes.with(|lane| {
-            lane.accepted.fetch_add(1, Relaxed);
-        });
-    }
-
-    /// Its session ended.
-    pub fn finish(&self, end: End, lasted: Duration) {
-        self.lanes.with(|lane| {
-            lane.finished.fetch_add(1, Relaxed);
-            lane.duration.observe(lasted);
-            if let Some(count) = lane.ends.get(end.index()) {
-                count.fetch_add(1, Relaxed);
-            }
-        });
-    }
-
-    /// A connection could not be accepted.
-    pub fn reject(&self, reason: Rejection) {
-        self.lanes.with(|lane| {
-            if let Some(count) = lane.rejected.get(reason as usize) {
-                count.fetch_add(1, Relaxed);
-            }
-        });
-    }
-
-    /// A session was not let in.
-    pub fn refuse(&self, reason: Refusal) {
-        self.lanes.with(|lane| {
-            if let Some(count) = lane.refused.get(reason as usize) {
-                count.fetch_add(1, Relaxed);
-            }
-        });
-    }
-
-    /// Sessions that were not let in, by reason.
-    pub fn refused(&self) -> impl Iterator<Item = (Refusal, u64)> {
-        Refusal::ALL.into_iter().enumerate().map(|(place, reason)| {
-            let count = |lane: &ListenerLane| lane.refused.get(place).map_or(0, |count| count.load(Relaxed));
-            (reason, self.lanes.sum(count))
-        })
-    }
-
-    /// Sessions that have not told yet what they want.
-    pub fn at_entry(&self) -> u64 {
-        self.census.at_entry()
-    }
-
-    /// Clients accepted since the start.
-    pub fn accepted(&self) -> u64 {
-        self.lanes.sum(|lane| lane.accepted.load(Relaxed))
-    }
-
-    /// Sessions now.
-    pub fn active(&self) -> u64 {
-        // What has finished is read first, so that it is never more than what has begun.
-        let finished = self.lanes.sum(|lane| lane.finished.load(Relaxed));
-        self.accepted().saturating_sub(finished)
-    }
-
-    /// How long sessions lasted.
-    #[must_use]
-    pub fn duration(&self) -> HistogramReading {
-        sum_of(self.lanes.iter().map(|lane| &lane.duration))
-    }
-
-    /// Connections not accepted, by reason.
-    pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
-        Rejection::ALL.into_iter().enumerate().map(|(place, reason)| {
-            let count = |lane: &ListenerLane| lane.rejected.get(place).map_or(0, |count| count.load(Relaxed));
-            (reason, self.lanes.sum(count))
-        })
-    }
-
-    /// Ended sessions by end; only ends that were seen.
-    pub fn ends(&self) -> impl Iterator<Item = (End, u64)> {
-        let count =
-            |place: usize| self.lanes.sum(|lane| lane.ends.get(place).map_or(0, |count| count.load(Relaxed)));
-        End::all().enumerate().map(move |(place, end)| (end, count(place))).filter(|(_, count)| *count > 0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{sync::Arc, thread};
 
     use super::*;
     use crate::{
-        state::{lanes::provide_lanes, use_lane},
-        telemetry::{Side, Stage},
+        ids::ListenerName,
+        state::{ListenerCell, Rejection, lanes::provide_lanes, use_lane},
+        telemetry::{End, Side, Stage},
     };
+
+    const ONE: Room = Room { dials: 1, sessions: None };
+
+    fn nowhere() -> Option<()> {
+        None
+    }
 
     #[test]
     fn what_workers_count_apart_is_read_as_one() {
@@ -504,12 +416,12 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_a_place_is_served_in_turn_and_nobody_steps_in_front() {
         let cell = Arc::new(EndpointCell::default());
-        assert!(cell.enter(1));
+        assert!(cell.enter(ONE));
         let (told, mut served) = tokio::sync::mpsc::channel(100);
         let wait = |number: u32| {
             let (cell, told) = (Arc::clone(&cell), told.clone());
             drop(tokio::spawn(async move {
-                assert!(cell.queue(1, 100).await);
+                assert_eq!(cell.queue(ONE, 100, nowhere).await, Queued::Entered);
                 told.send(number).await.unwrap();
             }));
         };
@@ -537,11 +449,11 @@ mod tests {
     async fn a_place_that_is_free_again_is_not_lost_with_one_that_stops_waiting() {
         for cancelled in 0..3 {
             let cell = Arc::new(EndpointCell::default());
-            assert!(cell.enter(1));
+            assert!(cell.enter(ONE));
             let waiters: Vec<_> = (0..3)
                 .map(|_| {
                     let cell = Arc::clone(&cell);
-                    tokio::spawn(async move { cell.queue(1, 100).await })
+                    tokio::spawn(async move { cell.queue(ONE, 100, nowhere).await })
                 })
                 .collect();
             while cell.dialling().1 < 3 {
@@ -551,13 +463,54 @@ mod tests {
             cell.leave();
             waiters[cancelled].abort();
             for (number, waiter) in waiters.into_iter().enumerate() {
-                let served = tokio::time::timeout(Duration::from_secs(5), waiter).await.unwrap();
+                let served = timeout(Duration::from_secs(5), waiter).await.unwrap();
                 if number != cancelled {
-                    assert!(served.unwrap());
+                    assert_eq!(served.unwrap(), Queued::Entered);
                     cell.leave();
                 }
             }
             assert_eq!(cell.dialling(), (0, 0));
         }
+    }
+
+    #[tokio::test]
+    async fn as_many_sessions_as_there_may_be_and_the_next_one_when_one_has_ended() {
+        let cell = Arc::new(EndpointCell::default());
+        let room = Room { dials: 10, sessions: Some(2) };
+        assert!(cell.enter(room) && cell.enter(room) && !cell.enter(room));
+        assert_eq!((cell.active(), cell.dialling()), (2, (2, 0)));
+        // Both are connected: they live on.
+        (0..2).for_each(|_| cell.leave());
+        assert!(cell.is_full(room.sessions) && !cell.is_full(Some(3)) && !cell.is_full(None));
+        let waiting = tokio::spawn({
+            let cell = Arc::clone(&cell);
+            async move { cell.queue(room, 10, nowhere).await }
+        });
+        while cell.dialling().1 < 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waiting.is_finished());
+        cell.finish();
+        assert!(!cell.enter(room), "another one waits");
+        assert_eq!(waiting.await.unwrap(), Queued::Entered);
+        assert_eq!((cell.active(), cell.dialling()), (2, (1, 0)));
+        // Without a place to dial nothing counts.
+        let none = Room { dials: 1, sessions: Some(9) };
+        assert!(!cell.enter(none) && cell.active() == 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_in_the_queue_takes_what_is_free_elsewhere() {
+        let cell = EndpointCell::default();
+        let room = Room { dials: 1, sessions: Some(1) };
+        assert!(cell.enter(room));
+        let mut asked = 0;
+        let found = cell.queue(room, 1, || {
+            asked += 1;
+            (asked == 3).then_some("there")
+        });
+        assert_eq!(found.await, Queued::Elsewhere("there"));
+        assert_eq!(cell.dialling(), (1, 0));
+        assert_eq!(cell.queue(room, 0, nowhere).await, Queued::TooMany);
     }
 }

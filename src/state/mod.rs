@@ -10,6 +10,7 @@ mod cell;
 mod entry;
 mod histogram;
 mod lanes;
+mod listener;
 mod live;
 mod memory;
 mod reports;
@@ -24,10 +25,11 @@ pub use access::Access;
 pub use admission::{Admission, Admitted, AtEntry, Limits, Refusal};
 pub use bandwidth::{Bandwidth, Bucket, Take};
 pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
-pub use cell::{EndpointCell, GroupCell, ListenerCell, Rejection, WorkerCell};
+pub use cell::{EndpointCell, GroupCell, Queued, Room, WorkerCell};
 pub use entry::{Entry, Origination, ProxyIn, ProxyOut, Target, Termination, Towards};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use lanes::use_lane;
+pub use listener::{ListenerCell, Rejection};
 pub use live::{
     Census, Kill, LiveSession, NotEnded, NotWhereabouts, Population, SessionFilter, Traits, Whereabouts,
 };

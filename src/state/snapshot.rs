@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{EndpointCell, Entry, GroupCell, ListenerCell, PoolCell, Target, Told, Towards};
+use super::{EndpointCell, Entry, GroupCell, ListenerCell, PoolCell, Room, Target, Told, Towards};
 use crate::{
     balance::{Balance, Maglev, Shares},
     ids::{CloudName, EndpointIdentity, Generation, PoolName},
@@ -147,6 +147,12 @@ pub enum AllDown {
 }
 
 impl Pool {
+    /// The room that there is for attempts at each of its endpoints.
+    #[must_use]
+    pub const fn room(&self) -> Room {
+        Room { dials: self.connect.dials, sessions: self.towards.endpoint_sessions }
+    }
+
     /// Its endpoints: those in use, then those that are out.
     pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         let in_use = self.tiers.iter().flat_map(|tier| &tier.groups);

@@ -9,7 +9,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::harness::{Backend, Carrier, Place, Proxy, connect, eventually, on_both_carriers, soon};
+use crate::harness::{
+    Backend, Carrier, Place, Proxy, Setup, connect, eventually, listener, on_both_carriers, pool, silent_for,
+    soon,
+};
 
 on_both_carriers!(
     #[tokio::test]
@@ -19,6 +22,8 @@ on_both_carriers!(
     a_source_that_floods_is_held_to_its_limits_and_a_bystander_does_not_notice,
     sessions_count_under_the_limits_that_a_reload_brings,
     above_its_ceiling_of_memory_the_process_resets_new_sessions_and_serves_the_old,
+    who_finds_every_endpoint_full_waits_for_one_in_turn,
+    who_waits_too_long_for_an_endpoint_is_reset_and_the_endpoint_is_not_blamed,
 );
 
 /// A client at this address of this machine.
@@ -212,4 +217,85 @@ async fn above_its_ceiling_of_memory_the_process_resets_new_sessions_and_serves_
     is_served(&mut inside).await.unwrap();
     let warnings = proxy.said().lines().filter(|line| line.contains("\"kind\":\"memory_")).count();
     assert_eq!(warnings, 2, "one line for each change");
+}
+
+/// An endpoint that names itself, and then echoes.
+async fn named(place: &Place, name: u8) -> Backend {
+    Backend::serve(place, move |mut stream| async move {
+        if stream.write_all(&[name]).await.is_ok() {
+            let (mut from, mut to) = stream.split();
+            drop(tokio::io::copy(&mut from, &mut to).await);
+        }
+    })
+    .await
+}
+
+/// The name of the endpoint that serves it.
+async fn name(stream: &mut TcpStream) -> io::Result<u8> {
+    soon("a name", stream.read_u8()).await
+}
+
+async fn who_finds_every_endpoint_full_waits_for_one_in_turn(carrier: Carrier) {
+    let place = Place::new();
+    let (first, second) = (named(&place, 1).await, named(&place, 2).await);
+    let bind = place.free();
+    let settings = "policy = \"failover\"\norder = [\"aws\", \"gcp\"]\nmax_endpoint_sessions = 2\nconnect_timeout = \"10s\"";
+    let tables = pool("web", settings, &[("aws", first.address), ("gcp", second.address)]);
+    let proxy = Proxy::start(Setup::new(&place, tables + &listener(bind, "web", "")).carrier(carrier)).await;
+    let mut inside = Vec::new();
+    for expected in [1, 1, 2, 2] {
+        let mut stream = connect(bind).await;
+        assert_eq!(name(&mut stream).await.unwrap(), expected);
+        inside.push(stream);
+    }
+    // All full. Three wait, one after the other.
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        waiting.push(connect(bind).await);
+        eventually("one more waits", async || {
+            (proxy.metric("twinspan_connect_queued_total", &[]).await == number).then_some(())
+        })
+        .await;
+    }
+    assert!(silent_for(&waiting[0], Duration::from_millis(300)).await);
+    for place in 0..3_usize {
+        // One that is served leaves, at either endpoint.
+        drop(inside.swap_remove(if place == 1 { 0 } else { inside.len() - 1 }));
+        let mut next = waiting.remove(0);
+        let served = name(&mut next).await.unwrap();
+        assert!([1, 2].contains(&served));
+        inside.push(next);
+        for later in &waiting {
+            assert!(silent_for(later, Duration::from_millis(100)).await, "out of turn");
+        }
+        for one in [first.address, second.address] {
+            let address = one.to_string();
+            let active =
+                proxy.metric("twinspan_upstream_connections_active", &[("endpoint", &address)]).await;
+            assert!(active <= 2, "{active} at {one}");
+        }
+    }
+    assert_eq!(proxy.metric("twinspan_connect_queue_overflowed_total", &[]).await, 0);
+}
+
+async fn who_waits_too_long_for_an_endpoint_is_reset_and_the_endpoint_is_not_blamed(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let bind = place.free();
+    let settings = "max_endpoint_sessions = 1\nconnect_timeout = \"300ms\"\nattempts = 2";
+    let tables = pool("web", settings, &[("aws", backend.address)]) + &listener(bind, "web", "");
+    let proxy = Proxy::start(Setup::new(&place, tables).carrier(carrier)).await;
+    let mut inside = session(NEIGHBOUR, bind).await.unwrap();
+    for _ in 0..8 {
+        let start = Instant::now();
+        assert!(session(NEIGHBOUR, bind).await.is_none());
+        assert!(start.elapsed() >= Duration::from_millis(550), "{:?}", start.elapsed());
+    }
+    assert_eq!(proxy.metric("twinspan_connections_closed_total", &[("cause", "overloaded")]).await, 8);
+    // Neither ejected nor held for dead.
+    assert_eq!(proxy.metric("twinspan_ejections_total", &[]).await, 0);
+    assert_eq!(backend.accepted(), 1);
+    is_served(&mut inside).await.unwrap();
+    drop(inside);
+    eventually("it is free", async || session(NEIGHBOUR, bind).await).await;
 }

@@ -134,7 +134,7 @@ pub(in crate::config) struct Pool {
     pub(in crate::config) client_source: Key<bool>,
 
     /// Sessions of one endpoint at once. Further ones take another endpoint; where all are full they wait, as in
-    /// `connect_queue`, until the time for all attempts is over.
+    /// `connect_queue`, until the time for all attempts is over. No spare connections are kept then.
     #[schemars(range(min = 1, max = 100_000_000), extend("x-default" = "no limit"))]
     pub(in crate::config) max_endpoint_sessions: Key<u32>,
 

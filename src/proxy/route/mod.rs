@@ -32,11 +32,35 @@ pub struct Facts<'a> {
     pub spread: bool,
 }
 
+impl Facts<'_> {
+    /// True if the session has not tried this endpoint.
+    fn left(&self, endpoint: &Endpoint) -> bool {
+        self.tried.iter().all(|tried| tried.address != endpoint.address())
+    }
+}
+
 /// Chooses the endpoint for a session's next attempt: never one it has tried, from the first tier that has one left, and
 /// from another cloud once two attempts in one have failed (one, if the attempts must do for many clouds), or if the attempts are to spread. An endpoint on trial takes a
-/// session's first attempt, if it has a permit for one. `None` when nothing is left.
+/// session's first attempt, if it has a permit for one. One that has as many sessions as it may is passed over, unless all
+/// have: then the session has to wait. `None` when nothing is left.
 #[must_use]
 pub fn choose<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Option<&'p Arc<Endpoint>> {
+    let found = choose_any(pool, facts, rng)?;
+    if found.cell.is_full(pool.towards.endpoint_sessions) {
+        return with_room(pool, facts, rng).or(Some(found));
+    }
+    Some(found)
+}
+
+/// An endpoint that has fewer sessions than it may, of those that are in use.
+#[cold]
+fn with_room<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Option<&'p Arc<Endpoint>> {
+    let has_room = |endpoint: &Arc<Endpoint>| !endpoint.cell.is_full(pool.towards.endpoint_sessions);
+    let left = |endpoint: &Arc<Endpoint>| facts.left(endpoint) && has_room(endpoint);
+    pool.tiers.iter().find_map(|tier| next_of(pool.balance, &tier.groups, facts, rng, |_, one| left(one)))
+}
+
+fn choose_any<'p>(pool: &'p Pool, facts: &Facts<'_>, rng: &mut impl Rng) -> Option<&'p Arc<Endpoint>> {
     if facts.tried.is_empty() {
         if !pool.trials.is_empty()
             && let Some(trial) = pool.trials.iter().find(|endpoint| endpoint.cell.take_permit())
@@ -148,7 +172,7 @@ fn next<'p>(
     rng: &mut impl Rng,
     fresh: impl Fn(&CloudName) -> bool,
 ) -> Option<&'p Arc<Endpoint>> {
-    let left = |endpoint: &Arc<Endpoint>| facts.tried.iter().all(|tried| tried.address != endpoint.address());
+    let left = |endpoint: &Arc<Endpoint>| facts.left(endpoint);
     let alive = |endpoint: &Arc<Endpoint>| left(endpoint) && !endpoint.cell.seems_dead();
     let tiers = pool.tiers.iter().map(|tier| &tier.groups);
     tiers.chain([&pool.reserve]).find_map(|groups| {

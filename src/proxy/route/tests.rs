@@ -278,3 +278,39 @@ fn what_seems_dead_comes_last_within_its_tier() {
     let facts = Facts { tried: &tried, ..facts };
     assert_eq!(choose(&pool, &facts, &mut rng()).unwrap().identity.cloud, CloudName::from("gcp"));
 }
+
+#[test]
+fn an_endpoint_with_all_its_sessions_is_passed_over_unless_all_have_theirs() {
+    for balance in [
+        Balance::LeastSessions,
+        Balance::LeastLatency,
+        Balance::RoundRobin,
+        Balance::Random,
+        Balance::SourceHash,
+    ] {
+        let mut pool = pool(balance, &[&[("aws", 1, 2)], &[("gcp", 1, 1)]]);
+        let (aws, gcp) =
+            (pool.tiers[0].groups[0].endpoints.clone(), pool.tiers[1].groups[0].endpoints.clone());
+        let mut rng = rng();
+        let mut chosen = |pool: &Pool, tried: &[Arc<EndpointIdentity>], n| {
+            choose(pool, &Facts { client: client(n), tried, spread: false }, &mut rng).unwrap().address()
+        };
+        aws[0].cell.begin();
+        aws[0].cell.begin();
+        pool.towards.endpoint_sessions = Some(2);
+        assert!((0..100).all(|n| chosen(&pool, &[], n) == aws[1].address()), "{balance:?}");
+        (0..2).for_each(|_| aws[1].cell.begin());
+        assert!((0..100).all(|n| chosen(&pool, &[], n) == gcp[0].address()), "{balance:?}");
+        (0..2).for_each(|_| gcp[0].cell.begin());
+        assert!(
+            (0..100).all(|n| chosen(&pool, &[], n) != gcp[0].address()),
+            "{balance:?}: waits in its own tier"
+        );
+        let tried = [Arc::clone(&aws[0].identity)];
+        aws[0].cell.finish();
+        assert!((0..100).all(|n| chosen(&pool, &tried, n) == aws[1].address()), "{balance:?}");
+        pool.towards.endpoint_sessions = None;
+        (0..2).for_each(|_| aws[0].cell.begin());
+        assert!((0..100).any(|n| chosen(&pool, &[], n) == aws[1].address()), "{balance:?}");
+    }
+}

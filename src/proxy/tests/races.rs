@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    state::Hedge,
+    state::{Hedge, Room},
     telemetry::{Cause, Side, Stage},
 };
 
@@ -229,7 +229,7 @@ async fn a_hedge_for_which_nobody_has_room_is_put_off_and_takes_nothing_from_the
         plane.publish(&[full.address, echo().await, echo().await], connect, LIMITS);
         let others = [1, 2].map(|place| endpoint_of(&plane, place));
         // Others are being connected there.
-        assert!(others.iter().all(|other| other.cell.enter(1)));
+        assert!(others.iter().all(|other| other.cell.enter(Room { dials: 1, sessions: None })));
         let mut client = plane.client().await;
         sleep(Duration::from_millis(700)).await;
         assert_eq!(pool(&plane).cell.counts().hedges, 0);
