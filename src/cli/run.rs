@@ -33,7 +33,7 @@ pub struct RunArgs {
     log_format: Option<String>,
 }
 
-/// Runs the proxy until it is told to stop. Exits with 78 for a bad config, 77 where a bind is not permitted, 1 if it
+/// Runs the proxy until it is told to stop. Exits with 78 for a bad config or for TLS files that cannot be used, 77 where a bind is not permitted, 1 if it
 /// cannot start, and 128 + n when signal n cut the drain short.
 #[must_use]
 pub fn run(args: &RunArgs) -> ExitCode {
@@ -76,7 +76,11 @@ fn serve(args: &RunArgs, filter: Option<Filter>, path: &Path, config: Config) ->
     let app = match App::start(config, options) {
         Ok(app) => app,
         Err(error) => {
-            let code = if error.is_permission() { ExitCode::from(PERMISSION) } else { ExitCode::FAILURE };
+            let code = match &error {
+                error if error.is_permission() => ExitCode::from(PERMISSION),
+                error if error.is_config() => ExitCode::from(check::BAD_CONFIG),
+                _ => ExitCode::FAILURE,
+            };
             tracing::error!(%error, "cannot start");
             if to_file {
                 // Whoever has just typed the command does not look into a file.

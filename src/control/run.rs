@@ -71,6 +71,12 @@ impl StartError {
             Self::Listener(_) => false,
         }
     }
+
+    /// True when the config names files of certificates, keys or authorities that cannot be used.
+    #[must_use]
+    pub const fn is_config(&self) -> bool {
+        matches!(self, Self::Listener(ReloadError::Tls(_)))
+    }
 }
 
 /// How the process is told to stop.
