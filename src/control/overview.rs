@@ -24,7 +24,7 @@ use crate::{
 /// The same moment, for decisions and for people.
 pub(super) type Now = (Instant, SystemTime);
 
-/// A picture of this generation.
+/// A picture of this generation, without the certificates, of which only the reconciler knows.
 pub(super) fn overview(inputs: &Inputs, snapshot: &Snapshot, now: Now) -> Overview {
     let compiled: HashMap<_, _> = snapshot.pools.iter().map(|pool| (&pool.name, pool)).collect();
     let pools = inputs
@@ -43,6 +43,7 @@ pub(super) fn overview(inputs: &Inputs, snapshot: &Snapshot, now: Now) -> Overvi
         })
         .collect();
     Overview {
+        certificates: Arc::default(),
         generation: snapshot.generation,
         config: Arc::clone(&inputs.config),
         listeners,

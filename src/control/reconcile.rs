@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -14,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Brain, Change, Happening, Kind, Notice, View,
+    Brain, Change, Happening, Kind, Notice, Overview, View,
     certificates::{self, Certificates},
     discovery::{self, DiscoveryHandle},
     health::{HealthHandle, Target},
@@ -83,6 +84,9 @@ pub(super) struct Reconciler {
     /// When the overview was last written.
     shown: Instant,
     certificates: Certificates,
+    /// What is told of them, and which of them were told to come to their end.
+    told: Arc<[certificates::Told]>,
+    calendar: certificates::Calendar,
     /// A look at the files of certificates, which may take as long as the disk does.
     looking: Option<JoinHandle<(Certificates, Vec<certificates::Notice>)>>,
 }
@@ -103,6 +107,8 @@ impl Reconciler {
             news: News::default(),
             shown: Instant::now(),
             certificates: Certificates::default(),
+            told: Arc::default(),
+            calendar: certificates::Calendar::default(),
             looking: None,
         }
     }
@@ -146,6 +152,7 @@ impl Reconciler {
         // What was looked at meanwhile belongs to the config before.
         self.looking = None;
         self.certificates = new.certificates;
+        self.told = self.certificates.told().into();
         self.brain.secure(in_force(&self.certificates));
         self.brain.configure(new.config, new.listeners, new.resolved, Instant::now());
         self.publish();
@@ -155,6 +162,7 @@ impl Reconciler {
         self.set_targets();
         // Whoever asked may have given up waiting.
         new.done.send(self.brain.snapshot().generation).unwrap_or_default();
+        self.tell_time();
     }
 
     /// Takes what a look at the files has found.
@@ -163,8 +171,9 @@ impl Reconciler {
         let Some((certificates, notices)) = looked else { return };
         self.certificates = certificates;
         if notices.is_empty() {
-            return;
+            return self.tell_time();
         }
+        self.told = self.certificates.told().into();
         if notices.iter().any(|notice| matches!(notice, certificates::Notice::Renewed { .. })) {
             self.brain.secure(in_force(&self.certificates));
             self.publish();
@@ -172,6 +181,15 @@ impl Reconciler {
         let generation = self.brain.snapshot().generation;
         for notice in &notices {
             self.view.journal.record(generation, happened(notice));
+        }
+        self.tell_time();
+    }
+
+    /// Tells of certificates whose time comes to its end.
+    fn tell_time(&mut self) {
+        let generation = self.brain.snapshot().generation;
+        for nearing in self.calendar.look(&self.told, Timestamp::now().as_second()) {
+            self.view.journal.record(generation, ends(&nearing));
         }
     }
 
@@ -226,7 +244,8 @@ impl Reconciler {
 
     fn show(&mut self, snapshot: &Snapshot, now: Now) {
         self.shown = now.0;
-        self.view.show(overview::overview(self.brain.inputs(), snapshot, now));
+        let overview = overview::overview(self.brain.inputs(), snapshot, now);
+        self.view.show(Overview { certificates: Arc::clone(&self.told), ..overview });
     }
 
     fn tell(&self, notice: &Notice, generation: Generation) {
@@ -319,6 +338,17 @@ fn happened(notice: &certificates::Notice) -> Happening {
             event.change("kept", "well").said(format!("{owner}: the files are what is in force again"))
         }
     }
+}
+
+/// A certificate that comes to its end, as an event.
+fn ends(nearing: &certificates::Nearing) -> Happening {
+    let certificates::Nearing { owner, file, names, step, when } = nearing;
+    let after = if *step == certificates::Step::Invalid { "invalid" } else { "expiring" };
+    let names =
+        if names.is_empty() { "without a name".to_owned() } else { format!("of {}", names.join(", ")) };
+    let file = file.display().to_string();
+    let event = Happening::new(Kind::Certificate).change("", after).because(file.as_str());
+    event.said(format!("{owner}: the certificate {names} in {file} {when}"))
 }
 
 /// A finding of the judge as an event.

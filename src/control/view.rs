@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use super::{
     Journal,
     admin::Totals,
+    certificates::Told,
     health::Verdict,
     judged::{CloudView, Judged},
     verdicts::Taken,
@@ -67,6 +68,8 @@ pub struct Overview {
     pub clouds: Vec<CloudView>,
     /// Pools.
     pub pools: Vec<PoolView>,
+    /// The certificates that are shown, and whether their files are what is in force.
+    pub certificates: Arc<[Told]>,
 }
 
 /// A listener.
@@ -195,6 +198,7 @@ impl View {
             listeners: Vec::new(),
             clouds: Vec::new(),
             pools: Vec::new(),
+            certificates: Arc::default(),
         };
         let started = SystemTime::now();
         Self {

@@ -85,7 +85,7 @@ async fn carry<'w>(
         let outcome = relay_streams(below, over, limits, (&mut *books, owed)).await;
         return Carried::of(outcome, books);
     };
-    match towards::secure(&other, books, tls, pool.connect.timeout).await {
+    match towards::secure(&other, books, tls, pool).await {
         Ok(mut inner) => {
             let over = Below { stream: &mut *inner, socket: &other };
             let outcome = relay_streams(below, over, limits, (&mut *books, owed)).await;
@@ -110,7 +110,7 @@ pub(super) async fn originate<'w>(
     let Ok(other) = sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
         return Some(connect::EXHAUSTED);
     };
-    let mut inner = match towards::secure(&other, books, tls, pool.connect.timeout).await {
+    let mut inner = match towards::secure(&other, books, tls, pool).await {
         Ok(inner) => inner,
         Err(end) => {
             books.fail(end);

@@ -349,6 +349,12 @@ impl Books {
         &mut self.early.get_or_insert_default().note
     }
 
+    /// It is refused for what its client said, for this reason: a word of [`crate::state::REFUSALS`], and a sentence.
+    pub(super) fn turn_away(&mut self, word: &'static str, reason: Box<str>) {
+        self.listener.refusals.count(word);
+        self.note().refused = Some((word, reason));
+    }
+
     /// The endpoint was connected to, and failed before it had the session: another one may have that.
     pub(super) fn fail(&mut self, end: End) {
         if let Some(endpoint) = self.endpoint.clone() {

@@ -1,6 +1,6 @@
 //! What an endpoint is given before the session: a PROXY header, and TLS.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use rustix::net::SendFlags;
 use rustls::pki_types::ServerName;
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     ids::EndpointIdentity,
-    state::{Origination, ProxyOut},
+    state::{Origination, Pool, ProxyOut},
     sys,
     telemetry::{Cause, End, Side, Stage},
     tls,
@@ -111,7 +111,7 @@ pub(super) async fn secure<'w>(
     upstream: &'w Watched<'w>,
     books: &mut Books,
     origination: &Origination,
-    patience: Duration,
+    pool: &Pool,
 ) -> Result<Secured<'w>, End> {
     let endpoint = books.endpoint.as_ref().map(|endpoint| endpoint.address());
     let failed = |cause| End { side: Side::Upstream, stage: Stage::Connect, cause };
@@ -125,23 +125,33 @@ pub(super) async fn secure<'w>(
         Some(protocol) => connector.with_alpn(vec![protocol.to_vec()]).connect(name, Plain(upstream)),
         None => connector.connect(name, Plain(upstream)),
     };
-    match timeout(patience, shaking).await {
+    let handshakes = &pool.cell.handshakes;
+    match timeout(pool.connect.timeout, shaking).await {
         Ok(Ok(stream)) => {
+            let resumed = tls::negotiated(stream.get_ref().1).is_some_and(|agreed| agreed.resumed);
+            handshakes.count(if resumed { "resumed" } else { "ok" });
             books.connected = Some(Instant::now());
             if let Some(endpoint) = &books.endpoint {
                 endpoint.cell.vouch();
             }
             Ok(Box::new(stream))
         }
-        Err(_) => Err(failed(Cause::TimedOut)),
+        Err(_) => {
+            handshakes.count("timed_out");
+            Err(failed(Cause::TimedOut))
+        }
         Ok(Err(error)) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
             Some(error) => {
                 let (word, reason) = tls::why(error);
+                handshakes.count(word);
                 books.note().refused = Some((word, reason.into()));
                 Err(failed(Cause::Handshake))
             }
-            None if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(failed(Cause::Reset)),
-            None => Err(failed(Cause::of(&error))),
+            None => {
+                handshakes.count(tls::why_io(&error).0);
+                let closed = error.kind() == std::io::ErrorKind::UnexpectedEof;
+                Err(failed(if closed { Cause::Reset } else { Cause::of(&error) }))
+            }
         },
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::lanes::Lanes;
+use super::{Handshakes, lanes::Lanes};
 
 /// Seconds that the budget looks back.
 const WINDOW: u64 = 10;
@@ -28,6 +28,8 @@ pub const ALWAYS: u64 = 10;
 /// What is measured at a pool; lives as long as its name.
 #[derive(Debug, Default)]
 pub struct PoolCell {
+    /// TLS handshakes with endpoints, by how they went.
+    pub handshakes: Handshakes,
     lanes: Lanes<PoolLane>,
     extra: Window,
     hedges: AtomicU64,

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Histogram, HistogramReading, Refusal, admission::Census, cell::sum_of, lanes::Lanes};
+use super::{
+    Handshakes, Histogram, HistogramReading, Refusal, Refusals, admission::Census, cell::sum_of, lanes::Lanes,
+};
 use crate::{ids::ListenerName, telemetry::End};
 
 /// What is measured at a listener.
@@ -16,6 +18,10 @@ pub struct ListenerCell {
     pub name: ListenerName,
     /// Where it accepts.
     pub address: SocketAddr,
+    /// TLS handshakes with clients, by how they went.
+    pub handshakes: Handshakes,
+    /// Sessions refused for what their client said before they had a pool, by reason.
+    pub refusals: Refusals,
     lanes: Lanes<ListenerLane>,
     /// What counts for its limits.
     pub(super) census: Census,
@@ -71,7 +77,14 @@ impl ListenerCell {
     /// A cell without counts.
     #[must_use]
     pub fn new(name: ListenerName, address: SocketAddr) -> Self {
-        Self { name, address, lanes: Lanes::default(), census: Census::default() }
+        Self {
+            name,
+            address,
+            handshakes: Handshakes::default(),
+            refusals: Refusals::default(),
+            lanes: Lanes::default(),
+            census: Census::default(),
+        }
     }
 
     /// A client was accepted.

@@ -20,6 +20,7 @@ mod snapshot;
 mod sockets;
 mod sources;
 mod spare;
+mod words;
 
 pub use access::Access;
 pub use admission::{Admission, Admitted, AtEntry, Limits, Refusal};
@@ -42,6 +43,7 @@ pub use snapshot::{
 };
 pub use sockets::{SocketCommand, Sockets};
 pub use spare::{SpareCell, SpareEnd};
+pub use words::{HANDSHAKES, Handshakes, REFUSALS, Refusals, Words};
 
 use std::{
     net::TcpListener,

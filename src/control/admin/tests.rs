@@ -17,7 +17,11 @@ use super::*;
 use crate::{
     api::{Event, LiveSession, LiveSessions, Problem, Status},
     config::{self, AdminBind, Config, defaults},
-    control::{self, EndpointView, Failover, Happening, ListenerView, Overview, PoolView, health::Verdict},
+    control::{
+        self, EndpointView, Failover, Happening, ListenerView, Overview, PoolView,
+        certificates::{Owner, Told},
+        health::Verdict,
+    },
     ids::{CloudName, EndpointIdentity, Generation, ListenerName, PoolName, SessionHandle},
     state::{self, ListenerCell, Phase, Rejection, Reports, Shared, SocketCommand, Sockets},
     telemetry::{Cause, End, SessionLog, Side, Stage},
@@ -81,6 +85,7 @@ pub(in crate::control) fn overview(endpoints: Vec<EndpointView>) -> Overview {
         listeners: Vec::new(),
         clouds: clouds.map(|(name, verdict)| control::CloudView { name, verdict }).collect(),
         pools: vec![pool],
+        certificates: Arc::default(),
     }
 }
 
@@ -110,6 +115,23 @@ pub(in crate::control) fn config() -> Arc<Config> {
         pools: Vec::new(),
         listeners: Vec::new(),
     })
+}
+
+/// A listener with one certificate, named twice, whose files are wrong meanwhile; and a pool without any.
+fn certificates() -> Arc<[Told]> {
+    let shown = |not_after| crate::tls::Shown {
+        file: "/tls/a.pem".into(),
+        names: vec!["a.example".into()],
+        not_before: 0,
+        not_after,
+        serial: "01".into(),
+    };
+    let listener = Told {
+        owner: Owner::Listener(ListenerName::from("pg")),
+        shown: vec![shown(4_000_000_001), shown(4_000_000_000)],
+        alarm: Some("/tls/a.key: is empty".into()),
+    };
+    Arc::from([listener, Told { owner: Owner::Pool(PoolName::from("db")), shown: Vec::new(), alarm: None }])
 }
 
 /// Two clouds with two endpoints each, one of them down; a listener; a failover; and traffic.
@@ -147,6 +169,8 @@ fn view_over(sockets: Sockets) -> Arc<View> {
         Duration::from_secs(2),
     );
     cell.reject(Rejection::Exhausted);
+    cell.handshakes.count("resumed");
+    cell.refusals.count("no_route");
     let listener = ListenerView {
         cell: Arc::new(cell),
         target: config::Target::Pool(PoolName::from("db")),
@@ -155,7 +179,9 @@ fn view_over(sockets: Sockets) -> Arc<View> {
     // First without the ejection: only what is seen to happen counts.
     view.show(overview(endpoints.clone()));
     endpoints[0].judged.ejections += 1;
-    view.show(Overview { listeners: vec![listener], ..overview(endpoints) });
+    let overview = overview(endpoints);
+    overview.pools[0].cell.handshakes.count("unknown_ca");
+    view.show(Overview { listeners: vec![listener], certificates: certificates(), ..overview });
     view.failed_over(Failover { pool: PoolName::from("db"), from: "aws".into(), to: "gcp".into() });
     view.journal.record(Generation(6), Happening::new(control::Kind::Failover).said("pool db: aws is down"));
     view.journal.record(Generation(7), Happening::new(control::Kind::Failover).said("pool db: aws is back"));

@@ -3,12 +3,14 @@
 //! [`Certificates::load`] makes all of it or nothing, at the start and for a reload. [`Certificates::changed`] is asked
 //! each second: what has new files is made anew, and what has wrong ones stays as it is, with an alarm.
 
+mod expiry;
 mod fingerprint;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
+pub use expiry::{Calendar, Nearing, Step, when};
 use fingerprint::Look;
 
 use crate::{
@@ -40,7 +42,7 @@ impl Wanted {
 }
 
 /// Whose TLS.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// A listener's.
     Listener(ListenerName),

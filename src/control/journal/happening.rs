@@ -61,7 +61,8 @@ kinds! {
     Failover "failover" "The new sessions of a pool go to other clouds.",
     Outage "outage" "Nothing of a pool may be used any more: its `when_all_down` decides.",
     OutageOver "outage_over" "A pool has endpoints again.",
-    Certificate "certificate" "New certificates or keys are in force, or cannot be: then the old ones stay.",
+    Certificate "certificate" "New certificates or keys are in force, or cannot be: then the old ones stay. Or a certificate that is shown has less than 14 \
+     days left, less than 3, or is not in its time: told once at each step.",
     Addresses "addresses" "A name has other addresses than before.",
     MemoryShort "memory_short" "New sessions are reset: the process takes more memory than `max_memory`.",
     MemoryFree "memory_free" "New sessions are let in again: the process takes less than 95 % of `max_memory`.",
@@ -157,6 +158,7 @@ impl Happening {
         match self.kind {
             Kind::Outage | Kind::ReloadRefused => Level::Error,
             Kind::Certificate if self.after == "kept" => Level::Error,
+            Kind::Certificate if ["expiring", "invalid"].contains(&self.after.as_str()) => Level::Warn,
             Kind::Ejection | Kind::Freeze | Kind::Failover | Kind::MemoryShort => Level::Warn,
             Kind::Verdict | Kind::Domain if self.after == "down" => Level::Warn,
             Kind::Generation => Level::Debug,

@@ -31,7 +31,7 @@ pub(super) async fn read(client: &Watched<'_>, books: &mut Books, entry: &Entry)
         ProxyIn::Off => return Ok(()),
         ProxyIn::Required(from) if from.is_empty() || holds(from, peer) => false,
         ProxyIn::Required(_) => {
-            books.note().refused = Some(("untrusted", "this address may send no PROXY header".into()));
+            books.turn_away("untrusted", "this address may send no PROXY header".into());
             return Err(ended(Side::Client, Stage::Accept, Cause::BadHeader));
         }
         ProxyIn::Optional(from) if holds(from, peer) => true,
@@ -53,7 +53,7 @@ pub(super) async fn read(client: &Watched<'_>, books: &mut Books, entry: &Entry)
     })
     .await;
     if let Some(malformed) = why {
-        books.note().refused = Some((malformed.as_str(), reason(malformed).into()));
+        books.turn_away(malformed.as_str(), reason(malformed).into());
     }
     let Some((header, length)) = found? else { return Ok(()) };
     take(client, length)?;

@@ -32,8 +32,7 @@ pub(super) async fn read(
     })
     .await;
     if let Some(why) = refused {
-        books.note().refused =
-            Some((why.as_str(), "the client sent no ClientHello that can be routed".into()));
+        books.turn_away(why.as_str(), "the client sent no ClientHello that can be routed".into());
     }
     if let Some(Said { sni, alpn }) = said? {
         let told = books.tell_more();

@@ -47,6 +47,7 @@ pub(super) async fn pass<'w>(
         hello::read(client, books, entry, deadline).await?;
     }
     if leads_nowhere(books) {
+        books.listener.refusals.count("no_route");
         return Err(ended(Side::Proxy, Stage::Route, Cause::NoRoute));
     }
     admit::take_route(books)?;
@@ -71,11 +72,13 @@ async fn shake_hands<'w>(
 ) -> Result<Secured<'w>, End> {
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
     let Ok(shaken) = timeout_at(deadline, acceptor.accept(Plain(client))).await else {
+        books.listener.handshakes.count("timed_out");
         return Err(ended(Side::Client, Stage::Accept, Cause::TimedOut));
     };
     // Why it failed can be asked only until this thread goes on with another one.
     let failed = |books: &mut Books, error: &rustls::Error| {
         let (word, reason) = tls::why(error);
+        books.listener.handshakes.count(word);
         books.note().refused = Some((word, reason.into()));
         ended(Side::Client, Stage::Accept, Cause::Handshake)
     };
@@ -84,10 +87,12 @@ async fn shake_hands<'w>(
         Err(error) => {
             return Err(match error.get_ref().and_then(|inner| inner.downcast_ref()) {
                 Some(error) => failed(books, error),
-                None if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                    ended(Side::Client, Stage::Accept, Cause::Closed)
+                None => {
+                    books.listener.handshakes.count(tls::why_io(&error).0);
+                    let closed = error.kind() == std::io::ErrorKind::UnexpectedEof;
+                    let cause = if closed { Cause::Closed } else { Cause::of(&error) };
+                    ended(Side::Client, Stage::Accept, cause)
                 }
-                None => ended(Side::Client, Stage::Accept, Cause::of(&error)),
             });
         }
     };
@@ -98,6 +103,7 @@ async fn shake_hands<'w>(
         return Err(failed(books, &error));
     }
     if let Some(agreed) = tls::negotiated(connection) {
+        books.listener.handshakes.count(if agreed.resumed { "resumed" } else { "ok" });
         let note = books.note();
         note.tls = Some(agreed.version);
         note.verified = connection.peer_certificates().is_some();
@@ -187,4 +193,70 @@ fn take(client: &Watched<'_>, length: usize) -> Result<(), End> {
 /// When a wait of this length is over.
 fn from_now(time: Duration) -> Instant {
     Instant::now() + time
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        state::{HANDSHAKES, REFUSALS},
+        wire::{hello::Why, proxy_header::Malformed},
+    };
+
+    #[test]
+    fn every_reason_to_refuse_a_client_has_a_count_of_its_own() {
+        let hellos = [
+            Why::NotTls,
+            Why::NotHello,
+            Why::EmptyRecord,
+            Why::TooLong,
+            Why::ServerName,
+            Why::RepeatedExtension,
+            Why::TooManyProtocols,
+            Why::Malformed,
+        ];
+        let headers = [
+            Malformed::NoHeader,
+            Malformed::TooLong,
+            Malformed::Line,
+            Malformed::Address,
+            Malformed::Port,
+            Malformed::Command,
+            Malformed::Family,
+            Malformed::Length,
+            Malformed::Tlv,
+            Malformed::RepeatedTlv,
+            Malformed::Checksum,
+        ];
+        let words = hellos.map(Why::as_str).into_iter().chain(headers.map(Malformed::as_str));
+        for word in words.chain(["untrusted", "no_route"]) {
+            assert_eq!(REFUSALS.iter().filter(|known| **known == word).count(), 1, "{word}");
+        }
+    }
+
+    #[test]
+    fn every_end_of_a_handshake_has_a_count_of_its_own() {
+        use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+        let errors = [
+            Error::NoCertificatesPresented,
+            Error::InvalidCertificate(CertificateError::Expired),
+            Error::InvalidCertificate(CertificateError::UnknownIssuer),
+            Error::InvalidCertificate(CertificateError::NotValidForName),
+            Error::InvalidCertificate(CertificateError::BadEncoding),
+            Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered),
+            Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon),
+            Error::NoApplicationProtocol,
+            Error::AlertReceived(AlertDescription::UnknownCA),
+            Error::InvalidMessage(InvalidMessage::InvalidContentType),
+            Error::InvalidMessage(InvalidMessage::MissingData("x")),
+            Error::DecryptError,
+        ];
+        let streams = [std::io::ErrorKind::UnexpectedEof, std::io::ErrorKind::ConnectionReset];
+        let words = errors.iter().map(|error| crate::tls::why(error).0);
+        let ends = streams.map(|kind| crate::tls::why_io(&kind.into()).0);
+        let mut words: Vec<_> = words.chain(ends).chain(["ok", "resumed", "timed_out"]).collect();
+        words.sort_unstable();
+        let mut known = HANDSHAKES;
+        known.sort_unstable();
+        assert_eq!(words, known);
+    }
 }

@@ -3,6 +3,7 @@
 //! more endpoints than the cap allows for, the detail goes and the picture stays.
 
 mod attempts;
+mod edge;
 mod judged;
 mod page;
 mod process;
@@ -69,9 +70,12 @@ impl Collector for Scrape {
         control(&mut page, view, &overview)?;
         workers(&mut page, view)?;
         listeners(&mut page, &overview)?;
+        edge::of_listeners(&mut page, &overview)?;
+        edge::certificates(&mut page, &overview)?;
         pools(&mut page, view, &overview)?;
         judged::of_pools(&mut page, &overview)?;
         attempts::of_pools(&mut page, &overview)?;
+        edge::of_pools(&mut page, &overview)?;
         groups(&mut page, &totals)?;
         judged::of_groups(&mut page, view, &overview, &totals)?;
         attempts::of_groups(&mut page, &totals)?;

@@ -177,6 +177,14 @@ fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
     assert_eq!(counter("twinspan_config_reloads", &[("result", "refused")]), 1.0);
     assert_eq!(gauge("twinspan_config_last_reload_successful", &[]), 0.0);
     assert!(gauge("twinspan_config_last_reload_success_timestamp_seconds", &[]) > 1.7e9);
+    assert_eq!(counter("twinspan_tls_handshakes", &[("listener", "pg"), ("result", "resumed")]), 1.0);
+    assert_eq!(counter("twinspan_upstream_tls_handshakes", &[("pool", "db"), ("result", "unknown_ca")]), 1.0);
+    assert_eq!(counter("twinspan_refused_entries", &[("listener", "pg"), ("reason", "no_route")]), 1.0);
+    let owner = [("listener", "pg"), ("pool", "")];
+    let file = [owner[0], owner[1], ("file", "/tls/a.pem")];
+    assert_eq!(gauge("twinspan_certificate_expiry_timestamp_seconds", &file), 4e9, "the first to expire");
+    assert_eq!(gauge("twinspan_certificate_reload_failed", &owner), 1.0);
+    assert_eq!(gauge("twinspan_certificate_reload_failed", &[("listener", ""), ("pool", "db")]), 0.0);
     assert_eq!(gauge("twinspan_generation", &[]), 7.0);
     assert!(gauge("process_open_fds", &[]) > 0.0);
     assert_eq!(families["twinspan_build"].1[0].name, "twinspan_build_info");
@@ -222,6 +230,41 @@ fn the_metrics_document_is_up_to_date() {
     assert!(found == wanted, "docs/metrics.md is old: REGENERATE=1 cargo test metrics_document");
 }
 
+/// What somebody should be woken or told by.
+const ALERTS: &str = "
+## Alerts
+
+For Prometheus. What somebody must do something about, and what it then says.
+
+```yaml
+groups:
+  - name: twinspan
+    rules:
+      - alert: TwinspanCertificateExpires
+        expr: twinspan_certificate_expiry_timestamp_seconds - time() < 14 * 86400
+        for: 1h
+        annotations: { summary: \"{{ $labels.file }} expires in {{ $value | humanizeDuration }}\" }
+      - alert: TwinspanCertificateNotReloaded
+        expr: twinspan_certificate_reload_failed == 1
+        for: 5m
+        annotations: { summary: \"new TLS files of {{ $labels.listener }}{{ $labels.pool }} are wrong, the old ones stay\" }
+      - alert: TwinspanHandshakesFail
+        expr: >
+          sum by (listener) (rate(twinspan_tls_handshakes_total{result!~\"ok|resumed|closed|reset\"}[5m]))
+          > 0.1 * sum by (listener) (rate(twinspan_tls_handshakes_total[5m]))
+        for: 10m
+      - alert: TwinspanEndpointHandshakesFail
+        expr: sum by (pool, result) (rate(twinspan_upstream_tls_handshakes_total{result!~\"ok|resumed\"}[5m])) > 0
+        for: 10m
+      - alert: TwinspanReloadRefused
+        expr: twinspan_config_last_reload_successful == 0
+        for: 5m
+      - alert: TwinspanPoolDown
+        expr: twinspan_pool_all_down == 1
+        for: 1m
+```
+";
+
 fn document(families: &[Family]) -> String {
     let mut text = String::from(
         "# Metrics\n\n\
@@ -238,5 +281,6 @@ fn document(families: &[Family]) -> String {
             format!("| `{}` | {} | {} | {} |\n", family.name, family.kind, labels.join(", "), family.help);
         text.push_str(&row);
     }
+    text.push_str(ALERTS);
     text
 }
