@@ -19,6 +19,9 @@ pub struct Status {
     pub pools: Vec<Pool>,
     /// Listeners.
     pub listeners: Vec<Listener>,
+    /// The certificates of listeners and pools that have TLS.
+    #[serde(default)]
+    pub certificates: Vec<Certificates>,
     /// The last things that happened, oldest first.
     pub events: Vec<Event>,
 }
@@ -322,8 +325,12 @@ pub struct Listener {
     pub name: String,
     /// Where it accepts.
     pub address: String,
-    /// What serves it.
+    /// The pool that serves it; with routes, the one for sessions that no route is for. `as-asked`: the address that the
+    /// client asked for. `-`: such sessions are closed.
     pub pool: String,
+    /// What it does before a session has a pool.
+    #[serde(default)]
+    pub entry: Entry,
     /// Clients accepted.
     pub accepted: u64,
     /// Sessions now.
@@ -334,6 +341,60 @@ pub struct Listener {
     pub accepted_per_second: Option<f64>,
     /// Ended sessions by how they ended; only ends that were seen.
     pub ends: Vec<EndCount>,
+}
+
+/// What a listener does before a session has a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Entry {
+    /// TLS ends here.
+    pub tls: bool,
+    /// Whether clients show certificates: `off`, `optional` or `required`.
+    pub client_certificates: String,
+    /// Whether connections begin with a PROXY header: `off`, `optional` or `required`.
+    pub proxy_header: String,
+    /// Whether the firewall sends connections here: `off`, `redirect` or `tproxy`.
+    pub intercept: String,
+    /// How many routes it has.
+    pub routes: usize,
+    /// Every pool that its sessions may come to.
+    pub pools: Vec<String>,
+}
+
+/// What a listener with TLS shows to clients, or a pool with TLS to endpoints. One of `listener` and `pool` is `null`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Certificates {
+    /// The listener.
+    pub listener: Option<String>,
+    /// The pool.
+    pub pool: Option<String>,
+    /// Why the files as they are now are not in force, and what was made of older ones is. `null` if they are.
+    pub alarm: Option<String>,
+    /// What is shown.
+    pub shown: Vec<Certificate>,
+}
+
+/// A certificate in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Certificate {
+    /// The file that it came from.
+    pub file: String,
+    /// Names that it is for; the first 16.
+    pub names: Vec<String>,
+    /// Its serial number.
+    pub serial: String,
+    /// The start of its time.
+    pub not_before: String,
+    /// The end of its time.
+    pub not_after: String,
+    /// Seconds until then; negative once it has expired.
+    pub expires_in_seconds: i64,
+    /// How near that is: `good`, `fortnight` (less than 14 days), `days` (less than three) or `invalid`.
+    pub state: String,
+    /// The same in words: `expires in 29 days`, `expired 2 h ago`.
+    pub when: String,
 }
 
 /// Sessions of a listener that ended in one way.

@@ -1,5 +1,6 @@
 //! `twinspan status`: what a running proxy is doing, asked of its admin API.
 
+mod edge;
 #[cfg(test)]
 mod sample;
 pub(super) mod table;

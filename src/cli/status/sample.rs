@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::api::{
-    Attempts, Cloud, CloudShare, CloudVerdict, CloudWeight, ConnectTimes, EndCount, Endpoint, Event,
-    Listener, Pool, Process, Rates, Reload, Reloads, Restraint, Sessions, Standing, Status,
+    Attempts, Certificate, Certificates, Cloud, CloudShare, CloudVerdict, CloudWeight, ConnectTimes,
+    EndCount, Endpoint, Entry, Event, Listener, Pool, Process, Rates, Reload, Reloads, Restraint, Sessions,
+    Standing, Status,
 };
 
 fn cloud(name: &str, state: &str, up: u64) -> Cloud {
@@ -159,6 +160,7 @@ fn listener() -> Listener {
         name: "pg".into(),
         address: "0.0.0.0:5432".into(),
         pool: "db".into(),
+        entry: Entry::default(),
         accepted: 1_234_999,
         active: 181,
         rejected: BTreeMap::new(),
@@ -169,6 +171,54 @@ fn listener() -> Listener {
             end("upstream", "reset", 31),
         ],
     }
+}
+
+fn edge() -> Listener {
+    Listener {
+        name: "edge".into(),
+        address: "[::]:443".into(),
+        pool: "-".into(),
+        entry: Entry {
+            tls: true,
+            client_certificates: "required".into(),
+            proxy_header: "required".into(),
+            intercept: "off".into(),
+            routes: 3,
+            pools: vec!["db".into(), "cache".into()],
+        },
+        ends: Vec::new(),
+        ..listener()
+    }
+}
+
+fn certificates() -> Vec<Certificates> {
+    let one = |file: &str, names: &[&str], state: &str, when: &str| Certificate {
+        file: file.into(),
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        state: state.into(),
+        when: when.into(),
+        ..Certificate::default()
+    };
+    let shown = vec![
+        one("/tls/a.pem", &["a.example"], "good", "expires in 29 days"),
+        one(
+            "/tls/b.pem",
+            &["b.example", "*.b.example", "c.example", "d.example"],
+            "fortnight",
+            "expires in 12 days",
+        ),
+        one("/tls/old.pem", &[], "invalid", "expired 2 h ago"),
+    ];
+    let alarm = Some("/tls/a.key: the key does not belong to the certificate in /tls/a.pem".into());
+    vec![
+        Certificates { listener: Some("edge".into()), alarm, shown, ..Certificates::default() },
+        Certificates { pool: Some("cache".into()), ..Certificates::default() },
+        Certificates {
+            pool: Some("db".into()),
+            alarm: Some("/tls/ca.pem: is empty".into()),
+            ..Certificates::default()
+        },
+    ]
 }
 
 fn process() -> Process {
@@ -197,7 +247,8 @@ pub(super) fn status() -> Status {
         sessions: Sessions { active: 181, accepted: 1_234_999, panicked: 0, log_lines_dropped: 0 },
         clouds: vec![cloud("aws", "up", 4), cloud("gcp", "down", 0), cloud("ovh", "degraded", 1)],
         pools: vec![failover_pool(), weighted_pool()],
-        listeners: vec![listener()],
+        listeners: vec![listener(), edge()],
+        certificates: certificates(),
         events: vec![Event {
             time: "2026-11-22T10:00:00.000Z".into(),
             generation: 12,

@@ -53,6 +53,11 @@ impl Table {
         self.rows.push((cells, notes));
     }
 
+    /// True without rows.
+    pub(in crate::cli) const fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Writes the table, each line behind `indent`. A column that is empty in every row is left out, and so
     /// is a table without rows.
     pub(in crate::cli) fn write(&self, out: &mut String, indent: &str, colours: bool) {

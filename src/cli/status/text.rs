@@ -3,7 +3,10 @@
 
 use std::fmt::Write as _;
 
-use super::table::{Align, Cell, Paint, Table, bytes, count, duration, paint, plain, rate};
+use super::{
+    edge,
+    table::{Align, Cell, Paint, Table, bytes, count, duration, paint, plain, rate},
+};
 use crate::api::{
     Attempts, Cloud, EndCount, Endpoint, Listener, Pool, Process, Rates, Restraint, Sessions, Standing,
     Status,
@@ -29,6 +32,11 @@ pub(super) fn text(status: &Status, colours: bool) -> String {
     if !status.listeners.is_empty() {
         out.push('\n');
         listeners(&status.listeners).write(&mut out, "", colours);
+    }
+    let certificates = edge::certificates(&status.certificates);
+    if !certificates.is_empty() {
+        out.push('\n');
+        certificates.write(&mut out, "", colours);
     }
     if !status.events.is_empty() {
         out.push_str("\nEVENTS\n");
@@ -350,6 +358,7 @@ fn listeners(listeners: &[Listener]) -> Table {
         ("LISTENER", Left),
         ("ADDRESS", Left),
         ("POOL", Left),
+        ("ENTRY", Left),
         ("SESS", Right),
         ("ACCEPTED", Right),
         ("NEW/S", Right),
@@ -362,7 +371,8 @@ fn listeners(listeners: &[Listener]) -> Table {
             vec![
                 Cell::new(&listener.name),
                 Cell::new(&listener.address),
-                Cell::new(&listener.pool),
+                Cell::new(edge::target(listener)),
+                Cell::new(edge::entry(&listener.entry)),
                 Cell::new(count(listener.active)),
                 Cell::new(count(listener.accepted)),
                 Cell::new(listener.accepted_per_second.map_or_else(|| "-".to_owned(), rate)),

@@ -3,6 +3,7 @@
 //! loopback or a unix socket and says everything.
 
 mod bind;
+mod edge;
 mod events;
 mod lease;
 mod metrics;

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
+    edge,
     rates::Sampler,
     totals::{Group, Sums},
 };
@@ -40,7 +41,8 @@ pub(super) fn status(view: &View, sampler: &Sampler) -> Status {
         sessions: sessions(view, &overview),
         clouds,
         pools,
-        listeners: overview.listeners.iter().map(|one| listener(one, sampler)).collect(),
+        listeners: overview.listeners.iter().map(|one| listener(one, &overview.config, sampler)).collect(),
+        certificates: edge::certificates(&overview),
         events: events(view),
     }
 }
@@ -286,7 +288,7 @@ fn connect_times(cell: &EndpointCell) -> ConnectTimes {
     }
 }
 
-fn listener(listener: &ListenerView, sampler: &Sampler) -> Listener {
+fn listener(listener: &ListenerView, config: &config::Config, sampler: &Sampler) -> Listener {
     let cell = &listener.cell;
     let rejected = cell.rejected().filter(|(_, count)| *count > 0);
     let ends = cell.ends().map(|(end, count)| EndCount {
@@ -299,6 +301,7 @@ fn listener(listener: &ListenerView, sampler: &Sampler) -> Listener {
         name: cell.name.to_string(),
         address: cell.address.to_string(),
         pool: listener.target.to_string(),
+        entry: edge::entry(listener, config),
         accepted: cell.accepted(),
         active: cell.active(),
         rejected: rejected.map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
@@ -312,7 +315,7 @@ fn named(name: &impl ToString) -> String {
 }
 
 /// RFC 3339, UTC, milliseconds.
-fn time(time: SystemTime) -> String {
+pub(super) fn time(time: SystemTime) -> String {
     // Out of range only with a clock beyond the year 9999.
     format!("{:.3}", Timestamp::try_from(time).unwrap_or_default())
 }
