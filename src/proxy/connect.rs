@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{
+    entry,
     peer::Peer,
     race::Race,
     relay::Watched,
@@ -153,7 +154,8 @@ pub(super) struct Established {
 
 /// What one look at the snapshot says of a session's first attempt.
 pub(super) enum First {
-    Dial(Plan),
+    /// Whether it is known that the client has sent something.
+    Dial(Plan, bool),
     /// More than a plain connect is needed: the client must say something first, an endpoint must be told something, or its
     /// first byte is waited for. Nothing was chosen: that takes a turn, and perhaps the one permit of an endpoint on trial.
     Slow,
@@ -162,18 +164,27 @@ pub(super) enum First {
 }
 
 /// Lets a session in, and chooses the endpoint for its first attempt, if that is to be made at once.
-pub(super) fn first(books: &mut Books) -> First {
+pub(super) fn first(books: &mut Books, client: &Peer) -> First {
     let snapshot = books.shared.snapshot();
     let Some(listener) = snapshot.listener(&books.listener) else { return First::Over(NO_ENDPOINT) };
     if let Err(end) = books.come_in(listener.entry.as_deref()) {
         return First::Over(end);
     }
-    let needs_more = listener.entry.as_ref().is_some_and(|entry| entry.is_slow())
-        || listener.target.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain());
-    if needs_more {
+    let mut heard = false;
+    if let Some(entry) = listener.entry.as_ref().filter(|entry| entry.is_slow()) {
+        books.generation = snapshot.generation;
+        match entry::glance(client, books, entry) {
+            None => return First::Slow,
+            Some(Err(end)) => return First::Over(end),
+            Some(Ok(())) => heard = entry.reads_hello(),
+        }
+    }
+    let target = listener.route(books.client.ip(), books.told());
+    if target.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain()) {
         return First::Slow;
     }
-    chosen(books, snapshot.generation, listener, (&[], false)).map_or(First::Over(NO_ENDPOINT), First::Dial)
+    let plan = chosen(books, snapshot.generation, listener, (&[], false));
+    plan.map_or(First::Over(NO_ENDPOINT), |plan| First::Dial(plan, heard))
 }
 
 /// Chooses the endpoint for the next attempt; `None` when there is none left. `spread`: in a cloud that was not tried yet,

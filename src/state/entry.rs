@@ -72,6 +72,14 @@ impl Entry {
         route.and_then(|route| self.route_access.get(route)).is_none_or(|access| access.admits(client))
     }
 
+    /// True if a ClientHello is all that a client may have to say before a pool can be chosen.
+    #[must_use]
+    pub fn only_hears(&self) -> bool {
+        let more =
+            self.proxy_header != ProxyIn::Off || self.tls.is_some() || self.intercept != Intercept::Off;
+        !more && self.bandwidth.is_none()
+    }
+
     /// True if a ClientHello is looked at.
     #[must_use]
     pub fn reads_hello(&self) -> bool {

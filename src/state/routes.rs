@@ -100,6 +100,12 @@ impl Routes {
         self.conditions.iter().any(|condition| !condition.sni.is_empty() || !condition.alpn.is_empty())
     }
 
+    /// True if a route asks what the client asked for.
+    #[must_use]
+    pub fn ask_for_destination(&self) -> bool {
+        self.conditions.iter().any(|condition| !condition.destination.is_empty())
+    }
+
     /// The number of the most specific route that this session fits; the first in the file of several.
     #[must_use]
     pub fn find(&self, source: IpAddr, told: &Told) -> Option<usize> {

@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(steps("1", end, 0), []);
         assert_eq!(steps("1", end, end - 14 * DAY), []);
         let fortnight = (Step::Fortnight, "expires in 13 days".to_owned());
-        assert_eq!(steps("1", end, end - 14 * DAY + 1), [fortnight.clone()]);
+        assert_eq!(steps("1", end, end - 14 * DAY + 1), std::slice::from_ref(&fortnight));
         assert_eq!(steps("1", end, end - 10 * DAY), []);
         assert_eq!(steps("1", end, end - 3600 * 47), [(Step::Days, "expires in 47 h".to_owned())]);
         assert_eq!(steps("1", end, end), []);

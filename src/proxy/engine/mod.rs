@@ -313,8 +313,8 @@ impl Engine {
 
     /// Carries a session from its beginning.
     fn begin(&mut self, client: Peer, mut books: Books) {
-        let plan = match connect::first(&mut books) {
-            First::Dial(plan) => plan,
+        let (plan, heard) = match connect::first(&mut books, &client) {
+            First::Dial(plan, heard) => (plan, heard),
             // The wait for a first byte is the tokio half's.
             First::Slow => return self.hand_over(client, books, None),
             First::Over(end) => return books.close(end),
@@ -331,7 +331,7 @@ impl Engine {
         let Some(place) = Place::take(&plan) else {
             return self.hand_over(client, books, None);
         };
-        let eager = connect::has_sent(&client);
+        let eager = heard || connect::has_sent(&client);
         match connect::begin(&mut books, plan, place, eager, self.now) {
             (attempt, Ok(upstream)) => {
                 self.insert(Session::connecting(client, upstream, attempt, books));

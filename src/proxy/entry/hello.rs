@@ -1,17 +1,55 @@
 //! The ClientHello, looked at and left where it is.
 
+use std::cell::RefCell;
+
+use rustix::net::RecvFlags;
 use tokio::time::Instant;
 
 use super::{Look, ended, peruse};
 use crate::{
-    proxy::{relay::Watched, session::Books},
+    proxy::{peer::Peer, relay::Watched, session::Books},
     state::Entry,
     telemetry::{Cause, End, Side, Stage},
-    wire::hello::{Hello, Progress, Said},
+    wire::hello::{Hello, Progress, Said, Why},
 };
 
-/// Reads the server name and the protocols. Where TLS does not end here, what is no ClientHello goes the way of those that
-/// name nothing.
+/// Room for a look at a hello that is here already: those of today take less.
+const GLANCE: usize = 4096;
+
+thread_local! {
+    static ROOM: RefCell<[u8; GLANCE]> = const { RefCell::new([0; GLANCE]) };
+}
+
+/// Hears a hello that is here already, whole; `None` if it is not.
+pub(super) fn glance(client: &Peer, books: &mut Books, entry: &Entry) -> Option<Result<(), End>> {
+    let progress = ROOM.with_borrow_mut(|room| {
+        let (_, length) =
+            rustix::net::recv(client, &mut room[..], RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
+        let bytes = room.get(..length).filter(|bytes| !bytes.is_empty())?;
+        Some(Hello::new(entry.hello_bytes).look(bytes))
+    });
+    Some(match progress? {
+        Progress::More => return None,
+        Progress::Done(said) => {
+            heard(books, said);
+            Ok(())
+        }
+        Progress::NotLiked(_) => Ok(()),
+        Progress::Refused(why) => Err(refused(books, why)),
+    })
+}
+
+fn heard(books: &mut Books, said: Said) {
+    let told = books.tell_more();
+    (told.sni, told.alpn) = (said.sni, said.alpn);
+}
+
+fn refused(books: &mut Books, why: Why) -> End {
+    books.turn_away(why.as_str(), "the client sent no ClientHello that can be routed".into());
+    ended(Side::Client, Stage::Accept, Cause::BadHello)
+}
+
+/// Reads the server name and the protocols.
 pub(super) async fn read(
     client: &Watched<'_>,
     books: &mut Books,
@@ -19,24 +57,23 @@ pub(super) async fn read(
     deadline: Instant,
 ) -> Result<(), End> {
     let mut hello = Hello::new(entry.hello_bytes);
-    let mut refused = None;
+    let mut no_hello = None;
     let said = peruse(client, entry.hello_bytes, deadline, |bytes| match hello.look(bytes) {
         Progress::More => Ok(Look::More),
         Progress::Done(said) => Ok(Look::Found(Some(said))),
         // Its names are not known; an endpoint may understand it, and rustls tells the client what is wrong.
         Progress::NotLiked(_) => Ok(Look::Found(None)),
         Progress::Refused(why) => {
-            refused = Some(why);
+            no_hello = Some(why);
             Err(ended(Side::Client, Stage::Accept, Cause::BadHello))
         }
     })
     .await;
-    if let Some(why) = refused {
-        books.turn_away(why.as_str(), "the client sent no ClientHello that can be routed".into());
+    if let Some(why) = no_hello {
+        return Err(refused(books, why));
     }
-    if let Some(Said { sni, alpn }) = said? {
-        let told = books.tell_more();
-        (told.sni, told.alpn) = (sni, alpn);
+    if let Some(said) = said? {
+        heard(books, said);
     }
     books.show();
     Ok(())

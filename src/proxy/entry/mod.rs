@@ -4,7 +4,7 @@
 mod header;
 mod hello;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use rustix::net::RecvFlags;
 use tokio::{
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{admit, plain::Plain, relay::Watched, session::Books};
+use super::{admit, peer::Peer, plain::Plain, relay::Watched, session::Books};
 use crate::{
     state::{Entry, ProxyIn, Target, Termination},
     telemetry::{Cause, End, Side, Stage},
@@ -38,23 +38,48 @@ pub(super) async fn pass<'w>(
         books.admit(entry, books.client.ip())?;
     }
     if books.told().destination.is_none() {
-        books.tell_more().destination = rustix::net::getsockname(client.get_ref())
-            .ok()
-            .and_then(|address| std::net::SocketAddr::try_from(address).ok());
+        books.tell_more().destination = local(client.get_ref());
     }
     let deadline = Instant::now() + entry.handshake_timeout;
     if entry.reads_hello() {
         hello::read(client, books, entry, deadline).await?;
     }
-    if leads_nowhere(books) {
-        books.listener.refusals.count("no_route");
-        return Err(ended(Side::Proxy, Stage::Route, Cause::NoRoute));
-    }
-    admit::take_route(books)?;
+    take_route(books)?;
     match &entry.tls {
         Some(tls) => shake_hands(client, books, tls, deadline).await.map(Some),
         None => Ok(None),
     }
+}
+
+/// Hears a client at once, where a ClientHello is all that it must say first and is here already; `None` if it has to be
+/// waited for.
+pub(super) fn glance(client: &Peer, books: &mut Books, entry: &Entry) -> Option<Result<(), End>> {
+    if !entry.only_hears() {
+        return None;
+    }
+    if entry.reads_hello()
+        && let Err(end) = hello::glance(client, books, entry)?
+    {
+        return Some(Err(end));
+    }
+    if entry.routes.ask_for_destination() {
+        books.tell_more().destination = local(client);
+    }
+    Some(take_route(books))
+}
+
+/// The address that the client has connected to.
+fn local(client: impl AsFd) -> Option<SocketAddr> {
+    rustix::net::getsockname(client).ok().and_then(|address| SocketAddr::try_from(address).ok())
+}
+
+/// Finds out whether a pool takes the session, by a route that its client may use.
+fn take_route(books: &mut Books) -> Result<(), End> {
+    if leads_nowhere(books) {
+        books.listener.refusals.count("no_route");
+        return Err(ended(Side::Proxy, Stage::Route, Cause::NoRoute));
+    }
+    admit::take_route(books)
 }
 
 /// True if no pool takes such a session.

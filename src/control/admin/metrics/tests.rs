@@ -177,6 +177,21 @@ fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
     assert_eq!(counter("twinspan_config_reloads", &[("result", "refused")]), 1.0);
     assert_eq!(gauge("twinspan_config_last_reload_successful", &[]), 0.0);
     assert!(gauge("twinspan_config_last_reload_success_timestamp_seconds", &[]) > 1.7e9);
+    assert_eq!(gauge("twinspan_generation", &[]), 7.0);
+    assert!(gauge("process_open_fds", &[]) > 0.0);
+    assert_eq!(families["twinspan_build"].1[0].name, "twinspan_build_info");
+}
+
+#[test]
+fn the_page_tells_of_handshakes_refusals_and_certificates() {
+    let families = check(&page(&view()).unwrap());
+    let value = |family: &str, name: &str, wanted: &[(&str, &str)]| {
+        let samples = &families[family].1;
+        let sample = samples.iter().find(|sample| sample.name == name && sample.labels == labels(wanted));
+        sample.unwrap_or_else(|| panic!("{name} {wanted:?} in {samples:#?}")).value
+    };
+    let counter = |family: &str, wanted: &[_]| value(family, &format!("{family}_total"), wanted);
+    let gauge = |family: &str, wanted: &[_]| value(family, family, wanted);
     assert_eq!(counter("twinspan_tls_handshakes", &[("listener", "pg"), ("result", "resumed")]), 1.0);
     assert_eq!(counter("twinspan_upstream_tls_handshakes", &[("pool", "db"), ("result", "unknown_ca")]), 1.0);
     assert_eq!(counter("twinspan_refused_entries", &[("listener", "pg"), ("reason", "no_route")]), 1.0);
@@ -185,9 +200,6 @@ fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
     assert_eq!(gauge("twinspan_certificate_expiry_timestamp_seconds", &file), 4e9, "the first to expire");
     assert_eq!(gauge("twinspan_certificate_reload_failed", &owner), 1.0);
     assert_eq!(gauge("twinspan_certificate_reload_failed", &[("listener", ""), ("pool", "db")]), 0.0);
-    assert_eq!(gauge("twinspan_generation", &[]), 7.0);
-    assert!(gauge("process_open_fds", &[]) > 0.0);
-    assert_eq!(families["twinspan_build"].1[0].name, "twinspan_build_info");
 }
 
 #[test]
