@@ -22,6 +22,9 @@ on_both_carriers!(
     a_source_that_floods_is_held_to_its_limits_and_a_bystander_does_not_notice,
     sessions_count_under_the_limits_that_a_reload_brings,
     above_its_ceiling_of_memory_the_process_resets_new_sessions_and_serves_the_old,
+    behind_a_balancer_the_address_of_the_client_itself_counts,
+    so_many_may_have_said_nothing_yet_and_the_next_is_reset,
+    a_route_has_a_list_of_its_own,
     who_finds_every_endpoint_full_waits_for_one_in_turn,
     who_waits_too_long_for_an_endpoint_is_reset_and_the_endpoint_is_not_blamed,
 );
@@ -298,4 +301,57 @@ async fn who_waits_too_long_for_an_endpoint_is_reset_and_the_endpoint_is_not_bla
     is_served(&mut inside).await.unwrap();
     drop(inside);
     eventually("it is free", async || session(NEIGHBOUR, bind).await).await;
+}
+
+/// A session that a balancer passes on for this client, if it is let in.
+async fn passed_on(source: &str, address: SocketAddr) -> Option<TcpStream> {
+    let mut stream = connect(address).await;
+    let header = format!("PROXY TCP4 {source} 192.0.2.200 40000 5432\r\n");
+    stream.write_all(header.as_bytes()).await.ok()?;
+    is_served(&mut stream).await.ok().map(|()| stream)
+}
+
+async fn behind_a_balancer_the_address_of_the_client_itself_counts(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let settings = "proxy_header = \"required\"\ndeny = [\"198.51.100.0/24\"]\nmax_source_sessions = 1";
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, settings).await;
+    assert!(passed_on("198.51.100.1", address).await.is_none());
+    let first = passed_on("192.0.2.1", address).await.unwrap();
+    assert!(passed_on("192.0.2.1", address).await.is_none());
+    let _second = passed_on("192.0.2.2", address).await.unwrap();
+    assert_eq!((refused(&proxy, "denied").await, refused(&proxy, "source_sessions").await), (1, 1));
+    drop(first);
+    eventually("room for its source", async || passed_on("192.0.2.1", address).await).await;
+}
+
+async fn so_many_may_have_said_nothing_yet_and_the_next_is_reset(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let settings = "proxy_header = \"required\"\nheader_timeout = \"60s\"\nmax_handshakes = 2";
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, settings).await;
+    let _served = passed_on("192.0.2.1", address).await.unwrap();
+    let mut silent = vec![connect(address).await, connect(address).await];
+    eventually("both are waited for", async || {
+        (proxy.metric("twinspan_connections_at_entry", &[]).await == 2).then_some(())
+    })
+    .await;
+    assert!(passed_on("192.0.2.1", address).await.is_none());
+    assert_eq!(refused(&proxy, "handshakes").await, 1);
+    drop(silent.pop());
+    eventually("room at the entry", async || passed_on("192.0.2.1", address).await).await;
+}
+
+async fn a_route_has_a_list_of_its_own(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let route = "[[listener.route]]\nsource = [\"127.0.0.0/24\"]\npool = \"only\"\ndeny = [\"127.0.0.2\"]";
+    let (proxy, address) = Proxy::before_on(carrier, &place, backend.address, route).await;
+    assert!(session(NEIGHBOUR, address).await.is_some());
+    assert!(session([127, 0, 0, 2], address).await.is_none());
+    // Outside the route the listener's own pool takes it.
+    assert!(session([127, 0, 1, 2], address).await.is_some());
+    assert_eq!(refused(&proxy, "denied").await, 1);
+    let ended = [("cause", "denied"), ("stage", "route")];
+    assert_eq!(proxy.metric("twinspan_connections_closed_total", &ended).await, 1);
 }
