@@ -14,7 +14,7 @@ use super::{
     entry,
     peer::Peer,
     race::Race,
-    relay::Watched,
+    relay::{Pace, Watched},
     route::{self, Facts},
     seldom::Seldom,
     session::Books,
@@ -218,10 +218,21 @@ fn chosen(
 
 /// What comes before a pool is chosen, if anything does.
 pub(super) fn entry(books: &mut Books) -> Option<Arc<Entry>> {
+    // What comes back from the engine has told what it had to.
+    if books.attempts > 0 {
+        return None;
+    }
     let snapshot = books.shared.snapshot();
     let entry = snapshot.listener(&books.listener)?.entry.as_ref()?;
     books.generation = snapshot.generation;
     entry.comes_first().then(|| Arc::clone(entry))
+}
+
+/// How fast a session of this pool may move bytes.
+pub(super) fn pace(books: &Books, pool: &Pool) -> Pace {
+    let snapshot = books.shared.snapshot();
+    let entry = snapshot.listener(&books.listener).and_then(|listener| listener.entry.as_ref());
+    Pace::new(entry.and_then(|entry| entry.bandwidth), pool.towards.bandwidth.clone(), Instant::now())
 }
 
 /// The pool of a session, as it is now.

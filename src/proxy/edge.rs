@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     net,
-    state::{Origination, Pool, SessionLimits},
+    state::{Pool, SessionLimits},
     sys,
     telemetry::End,
 };
@@ -82,13 +82,15 @@ async fn carry<'w>(
     let Some(tls) = &pool.towards.tls else {
         let mut plain = Plain(&other);
         let over = Below { stream: &mut plain, socket: &other };
-        let outcome = relay_streams(below, over, limits, (&mut *books, owed)).await;
+        let pace = connect::pace(books, pool);
+        let outcome = relay_streams(below, over, (limits, pace), (&mut *books, owed)).await;
         return Carried::of(outcome, books);
     };
     match towards::secure(&other, books, tls, pool).await {
         Ok(mut inner) => {
             let over = Below { stream: &mut *inner, socket: &other };
-            let outcome = relay_streams(below, over, limits, (&mut *books, owed)).await;
+            let pace = connect::pace(books, pool);
+            let outcome = relay_streams(below, over, (limits, pace), (&mut *books, owed)).await;
             Carried::of(outcome, books)
         }
         Err(end) => {
@@ -98,30 +100,41 @@ async fn carry<'w>(
     }
 }
 
-/// Carries the session of a plain client to an endpoint that is spoken to in TLS; `None` when that has failed before it had
-/// any of it.
-pub(super) async fn originate<'w>(
+/// Carries the session of a plain client that is more than plain beyond: its endpoint is spoken to in TLS, or its bytes are
+/// paced. `None` when the endpoint has failed before it had any of it.
+pub(super) async fn pass_on<'w>(
     client: &'w Watched<'w>,
     upstream: &Peer,
     books: &mut Books,
-    (tls, pool, limits): (&Origination, &Pool, Arc<SessionLimits>),
+    (pool, limits): (&Pool, Arc<SessionLimits>),
 ) -> Option<End> {
     net::set_nodelay(upstream);
     let Ok(other) = sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
         return Some(connect::EXHAUSTED);
     };
-    let mut inner = match towards::secure(&other, books, tls, pool).await {
-        Ok(inner) => inner,
-        Err(end) => {
-            books.fail(end);
-            return None;
-        }
-    };
     let mut plain = Plain(client);
-    let (below, over) =
-        (Below { stream: &mut plain, socket: client }, Below { stream: &mut *inner, socket: &other });
-    let owed = books.take_owed();
-    match relay_streams(below, over, limits, (&mut *books, owed)).await {
+    let below = Below { stream: &mut plain, socket: client };
+    let with = (limits, connect::pace(books, pool));
+    let outcome = match &pool.towards.tls {
+        None => {
+            let mut plain = Plain(&other);
+            let over = Below { stream: &mut plain, socket: &other };
+            let owed = books.take_owed();
+            relay_streams(below, over, with, (&mut *books, owed)).await
+        }
+        Some(tls) => match towards::secure(&other, books, tls, pool).await {
+            Ok(mut inner) => {
+                let over = Below { stream: &mut *inner, socket: &other };
+                let owed = books.take_owed();
+                relay_streams(below, over, with, (&mut *books, owed)).await
+            }
+            Err(end) => {
+                books.fail(end);
+                return None;
+            }
+        },
+    };
+    match outcome {
         Outcome::Ended(end) => Some(end),
         Outcome::Lost(end, owed) => {
             books.give_up(end, !owed.is_empty());

@@ -66,9 +66,8 @@ async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, en
             Ok(established) => established,
             Err(end) => return books.close(end),
         };
-        if let Some(tls) = pool.towards.tls.clone() {
-            let carried = edge::originate(&watched, &upstream, &mut books, (&tls, &pool, limits));
-            match Box::pin(carried).await {
+        if pool.towards.tls.is_some() || !connect::pace(&books, &pool).is_free() {
+            match Box::pin(edge::pass_on(&watched, &upstream, &mut books, (&pool, limits))).await {
                 Some(end) => break (upstream, end),
                 None => continue,
             }

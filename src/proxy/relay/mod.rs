@@ -5,6 +5,7 @@
 //! before. Must never answer a loss with a clean end.
 
 mod flow;
+mod pace;
 mod polled;
 mod splice;
 mod streams;
@@ -19,6 +20,7 @@ use self::{
     watch::{Look, Watch},
 };
 pub(super) use self::{
+    pace::Pace,
     polled::{Watched, relay},
     splice::{keeps_pipes, trim},
     streams::{Below, Outcome, relay_streams},

@@ -18,7 +18,8 @@ use tokio::{
 };
 
 use super::{
-    CLIENT_GONE, LOOK_FIRST, LOOK_MOST, Watched,
+    CLIENT_GONE, LOOK_FIRST, LOOK_MOST, Pace, Watched,
+    pace::Lane,
     watch::{Look, Watch},
 };
 use crate::{
@@ -58,7 +59,7 @@ pub(in crate::proxy) enum Outcome {
 pub(in crate::proxy) async fn relay_streams<C, U>(
     client: Below<'_, '_, C>,
     upstream: Below<'_, '_, U>,
-    limits: Arc<SessionLimits>,
+    (limits, pace): (Arc<SessionLimits>, Pace),
     (books, owed): (&mut Books, Vec<u8>),
 ) -> Outcome
 where
@@ -78,6 +79,7 @@ where
         dies: limits.lifetime.map(|lifetime| now + lifetime),
         acknowledged: 0,
         waiting: false,
+        pace,
         limits,
     };
     let mut timer = pin!(sleep_until(relay.deadline()));
@@ -114,6 +116,7 @@ struct Streams<'a, 'w, C, U> {
     /// Bytes waited for a peer when it was last looked.
     waiting: bool,
     watch: Watch,
+    pace: Pace,
     limits: Arc<SessionLimits>,
 }
 
@@ -127,6 +130,8 @@ struct Flow {
     state: Ends,
     /// Written, but perhaps still in the sink's own buffer.
     unflushed: bool,
+    /// Nothing may be read before this time.
+    paused: Option<Instant>,
     moved: u64,
 }
 
@@ -161,12 +166,15 @@ where
     fn poll(&mut self, context: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Result<End, End>> {
         loop {
             let before = self.moved();
-            let up = self.to_upstream.run(context, self.client.stream, self.upstream.stream);
+            let lane = self.pace.to_upstream();
+            let up = self.to_upstream.run(context, self.client.stream, self.upstream.stream, &lane);
             let up = match up {
                 Ok(step) => step,
                 Err(broken) => return Poll::Ready(Err(dead(Side::Client, &broken))),
             };
-            let down = match self.to_client.run(context, self.upstream.stream, self.client.stream) {
+            let lane = self.pace.to_client();
+            let down = self.to_client.run(context, self.upstream.stream, self.client.stream, &lane);
+            let down = match down {
                 Ok(step) => step,
                 Err(broken) => return Poll::Ready(Err(dead(Side::Upstream, &broken))),
             };
@@ -256,7 +264,8 @@ where
 
     fn deadline(&self) -> Instant {
         let due = self.last_moved + self.silence();
-        [self.dies, self.watch.due()].into_iter().flatten().fold(due, Instant::min)
+        let pauses = [self.to_upstream.paused, self.to_client.paused];
+        [self.dies, self.watch.due()].into_iter().chain(pauses).flatten().fold(due, Instant::min)
     }
 
     /// How long nothing may move. What waits for a slow reader is not silence of the other side.
@@ -308,7 +317,13 @@ where
 
 impl Flow {
     /// Moves what can be moved now.
-    fn run<R, W>(&mut self, context: &mut Context<'_>, source: &mut R, sink: &mut W) -> Result<Step, Broken>
+    fn run<R, W>(
+        &mut self,
+        context: &mut Context<'_>,
+        source: &mut R,
+        sink: &mut W,
+        lane: &Lane<'_>,
+    ) -> Result<Step, Broken>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -331,7 +346,7 @@ impl Flow {
                 }
                 Ends::Open => {}
             }
-            match self.copy(context, source, sink)? {
+            match self.copy(context, source, sink, lane)? {
                 Poll::Ready(()) => {}
                 Poll::Pending => {
                     // Nothing follows for now: what the sink keeps is to go out.
@@ -351,19 +366,30 @@ impl Flow {
         context: &mut Context<'_>,
         source: &mut R,
         sink: &mut W,
+        lane: &Lane<'_>,
     ) -> Result<Poll<()>, Broken>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        let allowed = match lane.take(ROOM) {
+            Ok(allowed) => allowed,
+            Err(later) => {
+                self.paused = Some(later);
+                return Ok(Poll::Pending);
+            }
+        };
+        self.paused = None;
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut room = ReadBuf::new(scratch);
-            match Pin::new(source).poll_read(context, &mut room) {
+            let mut room = ReadBuf::new(scratch.get_mut(..allowed).unwrap_or_default());
+            let read = Pin::new(source).poll_read(context, &mut room);
+            let mut bytes = room.filled();
+            lane.give_back(allowed - bytes.len());
+            match read {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(Err(error)) => return Err(Broken::Source(error)),
                 Poll::Ready(Ok(())) => {}
             }
-            let mut bytes = room.filled();
             if bytes.is_empty() {
                 self.state = Ends::Ending;
                 return Ok(Poll::Ready(()));

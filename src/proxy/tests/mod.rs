@@ -2,6 +2,7 @@
 
 mod ends;
 mod engine;
+mod entries;
 mod first_bytes;
 mod live;
 mod losses;

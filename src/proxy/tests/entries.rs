@@ -1,0 +1,139 @@
+//! Listeners that hear their clients before they choose a pool.
+
+use super::*;
+use crate::{
+    net::Intercept,
+    state::{Access, Condition, Entry, Pool, ProxyIn, Routes, ServerName},
+    telemetry::Cause,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn entry() -> Entry {
+    Entry {
+        proxy_header: ProxyIn::Off,
+        tls: None,
+        routes: Routes::default(),
+        intercept: Intercept::Off,
+        header_timeout: SECOND,
+        handshake_timeout: SECOND,
+        hello_bytes: 32 << 10,
+        at_once: 100,
+        access: Access::default(),
+        route_access: Box::default(),
+        admission: None,
+        bandwidth: None,
+    }
+}
+
+/// Has the plane's listener hear clients as `entry` says; its pool takes what `routes` says too.
+fn hears(plane: &Plane, entry: Entry) {
+    let snapshot = plane.shared.snapshot();
+    let pool: Arc<Pool> = Arc::clone(&snapshot.pools[0]);
+    let old = snapshot.listener(&plane.cell).unwrap();
+    let mut listener = Listener::plain(Arc::clone(&plane.cell), Arc::clone(&pool), *old.limits);
+    if !entry.routes.is_empty() {
+        listener.target = crate::state::Target::Refuse;
+        listener.routed = Box::new([crate::state::Target::Pool(Arc::clone(&pool))]);
+    }
+    listener.entry = Some(Arc::new(entry));
+    let generation = Generation(snapshot.generation.0 + 1);
+    drop(snapshot);
+    plane.shared.publish(Arc::new(Snapshot {
+        generation,
+        listeners: vec![Arc::new(listener)],
+        pools: vec![pool],
+    }));
+}
+
+fn hello(name: &str) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+/// What comes back of these bytes, as many as were sent.
+async fn echoed(plane: &Plane, bytes: &[u8], pieces: usize) -> io::Result<Vec<u8>> {
+    let mut client = TcpStream::connect(plane.address).await?;
+    client.set_nodelay(true)?;
+    for piece in bytes.chunks(bytes.len().div_ceil(pieces)) {
+        client.write_all(piece).await?;
+        tokio::task::yield_now().await;
+    }
+    let mut back = vec![0; bytes.len()];
+    soon(client.read_exact(&mut back)).await?;
+    Ok(back)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_goes_on_elsewhere_is_asked_for_no_second_header() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let dying = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let plane = Plane::start(carrier, 1, &[dying.local_addr().unwrap(), echo().await]).await;
+        hears(&plane, Entry { proxy_header: ProxyIn::Required(Vec::new()), ..entry() });
+        let mut client = TcpStream::connect(plane.address).await.unwrap();
+        client.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").await.unwrap();
+        let first = Arc::clone(&plane.shared.snapshot().pools[0].tiers[0].groups[0].endpoints[0]);
+        eventually(|| first.cell.sessions() == 1).await;
+        drop(dying);
+        client.write_all(b"ping").await.unwrap();
+        let mut answer = [0; 4];
+        soon(client.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"ping", "{carrier:?}");
+        drop(client);
+        plane.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hello_is_routed_whether_it_comes_whole_or_in_pieces() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[echo().await]).await;
+        let sni = vec![ServerName::Below(".example.com".into())];
+        let routes = Routes::new(vec![Condition { sni, ..Condition::default() }]);
+        hears(&plane, Entry { routes, ..entry() });
+        let named = hello("a.example.com");
+        for pieces in [1, 2, 50, named.len()] {
+            assert_eq!(echoed(&plane, &named, pieces).await.unwrap(), named, "{carrier:?}, {pieces} pieces");
+        }
+        for (bytes, cause) in
+            [(hello("a.example.org"), Cause::NoRoute), (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Cause::BadHello)]
+        {
+            echoed(&plane, &bytes, 1).await.unwrap_err();
+            eventually(|| plane.ends().iter().any(|(end, _)| end.cause == cause)).await;
+        }
+        plane.quiet().await;
+        let endpoint = Arc::clone(&plane.shared.snapshot().pools[0].tiers[0].groups[0].endpoints[0]);
+        assert_eq!(endpoint.cell.sessions(), 4, "nobody else came to an endpoint");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paced_session_moves_no_faster_than_it_may() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[echo().await]).await;
+        hears(&plane, Entry { bandwidth: Some(1 << 20), ..entry() });
+        let begun = Instant::now();
+        let sent: Vec<u8> = (0..600 << 10).map(|place| u8::try_from(place % 251).unwrap()).collect();
+        let mut client = TcpStream::connect(plane.address).await.unwrap();
+        let (mut from, mut to) = client.split();
+        let mut back = vec![0; sent.len()];
+        let (written, read) = tokio::join!(to.write_all(&sent), soon(from.read_exact(&mut back)));
+        written.unwrap();
+        read.unwrap();
+        assert!(back == sent, "{carrier:?}");
+        // 600 KiB less the burst, at 1 MiB a second.
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(450), "{carrier:?}: {took:?}");
+        drop(client);
+        plane.quiet().await;
+    }
+}
