@@ -349,6 +349,8 @@ pub struct Health {
     pub probe: Probe,
     /// The port to probe, if it is not the endpoint's.
     pub port: Option<u16>,
+    /// Whether it speaks the pool's TLS. True only where the pool has some.
+    pub tls: bool,
     /// Time between probes of one endpoint.
     pub interval: Duration,
     /// Time between probes while the verdict is in doubt.

@@ -17,6 +17,7 @@ use tokio::{
 use super::{
     Brain, Change, Happening, Kind, Notice, Overview, View,
     certificates::{self, Certificates},
+    compile::manner,
     discovery::{self, DiscoveryHandle},
     health::{HealthHandle, Target},
     inputs::{Name, OpenListener, TlsInForce, listed},
@@ -177,6 +178,7 @@ impl Reconciler {
         if notices.iter().any(|notice| matches!(notice, certificates::Notice::Renewed { .. })) {
             self.brain.secure(in_force(&self.certificates));
             self.publish();
+            self.set_targets();
         }
         let generation = self.brain.snapshot().generation;
         for notice in &notices {
@@ -295,6 +297,7 @@ impl Reconciler {
                 key: member.identity.key(),
                 settings: Arc::clone(&settings),
                 socket: inputs.socket(&member.identity.cloud),
+                manner: manner(inputs, pool, &settings, member),
             })
         });
         self.doors.health.set_targets(targets.collect());

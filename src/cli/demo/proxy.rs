@@ -219,6 +219,7 @@ fn pool(clouds: &[Cloud]) -> config::Pool {
             // An answer, not only a connection: a frozen endpoint still connects.
             probe: config::Probe::Tcp { send: b"probe".to_vec(), expect: b"probe".to_vec() },
             port: None,
+            tls: false,
             interval: milliseconds(250),
             fast_interval: milliseconds(50),
             timeout: milliseconds(250),

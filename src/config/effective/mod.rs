@@ -205,6 +205,7 @@ fn write_health(out: &mut String, health: &Health) -> fmt::Result {
         Some(port) => writeln!(out, "port = {port}")?,
         None => writeln!(out, "# port: the port of the endpoint")?,
     }
+    writeln!(out, "tls = {}", health.tls)?;
     match &health.probe {
         Probe::Tcp { send, expect } => {
             for (key, bytes) in [("send", send), ("expect", expect)] {

@@ -280,6 +280,12 @@ pub(in crate::config) struct TcpHealth {
     #[schemars(range(min = 1, max = 65535), extend("x-default" = "the port of the endpoint"))]
     pub(in crate::config) port: Key<u16>,
 
+    /// Whether the probe speaks TLS as `[pool.tls]` says, with the endpoint's name and without resuming anything. A probe
+    /// that only connects shakes hands too: an endpoint whose TLS is broken serves nobody. Where the
+    /// pool has a `proxy_header`, a probe of the endpoint's own port begins with one that names no client.
+    #[schemars(extend("x-default" = "as the pool; no TLS at another `port`"))]
+    pub(in crate::config) tls: Key<bool>,
+
     /// Text to send first. TOML escapes work: `"PING\r\n"`.
     #[schemars(extend("x-default" = "nothing"))]
     pub(in crate::config) send: Key<ProbeText>,
@@ -322,6 +328,11 @@ pub(in crate::config) struct HttpHealth {
     /// The port to probe.
     #[schemars(range(min = 1, max = 65535), extend("x-default" = "the port of the endpoint"))]
     pub(in crate::config) port: Key<u16>,
+
+    /// Whether the probe speaks TLS as `[pool.tls]` says, with the endpoint's name and without resuming anything. It
+    /// offers `http/1.1`, whatever `alpn` says. Where the pool has a `proxy_header`, a probe of the endpoint's own port begins with one that names no client.
+    #[schemars(extend("x-default" = "as the pool; no TLS at another `port`"))]
+    pub(in crate::config) tls: Key<bool>,
 
     /// The path to get.
     #[schemars(extend("default" = defaults::HTTP_PROBE_PATH))]

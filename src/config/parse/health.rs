@@ -39,8 +39,14 @@ impl Build<'_> {
                 None
             }
             HealthTables { tcp, http } => match (tcp.get(), http.get()) {
-                (Some(tcp), _) => Some(Some(self.slow_doubt(tcp_health(tcp), tcp.fast_interval.span()))),
-                (_, Some(http)) => Some(Some(self.slow_doubt(http_health(http), http.fast_interval.span()))),
+                (Some(tcp), _) => {
+                    let health = self.slow_doubt(tcp_health(tcp), tcp.fast_interval.span());
+                    Some(Some(self.secured(health, pool, &tcp.tls, at)?))
+                }
+                (_, Some(http)) => {
+                    let health = self.slow_doubt(http_health(http), http.fast_interval.span());
+                    Some(Some(self.secured(health, pool, &http.tls, at)?))
+                }
                 (None, None) => {
                     let lost = ["tcp", "http"].iter().any(|key| self.sifted.lost(span.start, key));
                     if !lost {
@@ -53,6 +59,30 @@ impl Build<'_> {
                 }
             },
         }
+    }
+
+    /// Whether the probe speaks TLS. What has a port of its own is often another service, and a plain one.
+    fn secured(
+        &mut self,
+        health: Health,
+        pool: &file::Pool,
+        tls: &Key<bool>,
+        at: &Range<usize>,
+    ) -> Option<Health> {
+        let of_pool = pool.tls.get().is_some();
+        let wanted = tls.get().copied();
+        if wanted == Some(true) && !of_pool {
+            if !self.sifted.lost(at.start, "tls") {
+                self.tell(
+                    Problem::at(Code::Health, place(tls.span()), "a probe over TLS in a pool without TLS")
+                        .label("nothing says whom to trust")
+                        .hint("add [pool.tls] with `ca`, or take `tls` out".to_owned()),
+                );
+            }
+            return None;
+        }
+        let tls = wanted.unwrap_or_else(|| of_pool && health.port.is_none());
+        Some(Health { tls, ..health })
     }
 
     fn slow_doubt(&mut self, health: Health, fast: Option<Range<usize>>) -> Health {
@@ -72,6 +102,7 @@ fn tcp_health(table: &TcpHealth) -> Health {
     Health {
         probe: Probe::Tcp { send: bytes(&table.send), expect: bytes(&table.expect) },
         port: table.port.get().copied(),
+        tls: false,
         interval,
         fast_interval: table
             .fast_interval
@@ -98,6 +129,7 @@ fn http_health(table: &HttpHealth) -> Health {
             body: table.body.get().map(|body| body.0.clone()),
         },
         port: table.port.get().copied(),
+        tls: false,
         interval,
         fast_interval: table
             .fast_interval

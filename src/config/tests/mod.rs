@@ -328,3 +328,21 @@ fn in_a_log_a_refusal_is_one_line() {
     let refused = load(Path::new("/nowhere/x.toml")).unwrap_err().to_string();
     assert!(refused.starts_with("/nowhere/x.toml: ") && !refused.contains('\n'), "{refused}");
 }
+
+#[test]
+fn a_probe_speaks_the_tls_of_its_pool_at_the_port_of_the_endpoint() {
+    let tls = |pool: &str, health: &str| {
+        let text = format!(
+            "version = 1\ncloud.a = {{}}\n[[pool]]\nname = \"p\"\n{pool}\nhealth.{health}\n\
+             endpoint = [{{ address = \"192.0.2.1:1\", cloud = \"a\" }}]\n"
+        );
+        parse(&text, "x.toml").unwrap().config.pools[0].health.as_ref().unwrap().tls
+    };
+    for kind in ["tcp", "http"] {
+        assert!(!tls("", &format!("{kind} = {{}}")));
+        assert!(tls("tls = {}", &format!("{kind} = {{}}")));
+        assert!(!tls("tls = {}", &format!("{kind} = {{ tls = false }}")));
+        assert!(!tls("tls = {}", &format!("{kind} = {{ port = 8080 }}")));
+        assert!(tls("tls = {}", &format!("{kind} = {{ port = 8080, tls = true }}")));
+    }
+}

@@ -5,7 +5,10 @@ use std::{collections::hash_map::Entry as Slot, net::SocketAddr, num::NonZeroU32
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
-use super::super::inputs::{Inputs, Member};
+use super::super::{
+    health::{Manner, Secure},
+    inputs::{Inputs, Member},
+};
 use crate::{
     balance::Balance,
     config,
@@ -111,10 +114,7 @@ pub(super) fn towards(inputs: &mut Inputs, pool: &config::Pool, members: &[Membe
     });
     Towards {
         tls,
-        proxy_header: config.proxy_header.map(|version| match version {
-            config::ProxyOut::V1 => ProxyOut::V1,
-            config::ProxyOut::V2 => ProxyOut::V2,
-        }),
+        proxy_header: config.proxy_header.map(version),
         client_source: config.client_source,
         endpoint_sessions: config.endpoint_sessions,
         bandwidth: bandwidth(inputs, pool, now),
@@ -131,6 +131,29 @@ fn bandwidth(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Option<A
     };
     bandwidth.set(rate);
     rate.map(|_| Arc::clone(bandwidth))
+}
+
+const fn version(version: config::ProxyOut) -> ProxyOut {
+    match version {
+        config::ProxyOut::V1 => ProxyOut::V1,
+        config::ProxyOut::V2 => ProxyOut::V2,
+    }
+}
+
+/// How an endpoint is probed: as sessions are given to it, as far as the probe is to do that.
+pub(in crate::control) fn manner(
+    inputs: &Inputs,
+    pool: &config::Pool,
+    health: &config::Health,
+    member: &Member,
+) -> Manner {
+    let settings = pool.towards.tls.as_ref().filter(|_| health.tls);
+    let tls = settings.zip(inputs.client_tls(&pool.name)).map(|(settings, config)| {
+        let name = server_name(settings, member.host.as_deref(), member.identity.address);
+        Secure { config, name }
+    });
+    // At another port there is another service.
+    Manner { tls, header: pool.towards.proxy_header.filter(|_| health.port.is_none()).map(version) }
 }
 
 /// The name that the certificate of an endpoint is for.

@@ -3,7 +3,7 @@
 
 mod entry;
 
-pub(super) use entry::as_asked;
+pub(super) use entry::{as_asked, manner};
 
 use std::{
     collections::{HashMap, HashSet},

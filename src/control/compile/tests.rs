@@ -15,6 +15,7 @@ fn health() -> config::Health {
     config::Health {
         probe: config::Probe::Tcp { send: Vec::new(), expect: Vec::new() },
         port: None,
+        tls: false,
         interval: defaults::PROBE_INTERVAL,
         fast_interval: defaults::PROBE_FAST_INTERVAL,
         timeout: defaults::PROBE_TIMEOUT,

@@ -6,6 +6,7 @@ mod probe;
 mod supervisor;
 mod verdict;
 
+pub use probe::{Manner, Secure};
 pub use supervisor::{Health, HealthHandle, Target};
 pub use verdict::{Judge, Pace, Turn};
 

@@ -220,22 +220,26 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
                 health,
                 (ejection, restraint),
             ),
-        )| Pool {
-            name: PoolName::from(name.as_str()),
-            policy: policy(&endpoints, weighted, &shares),
-            balance,
-            when_all_down: if refuse { WhenAllDown::Refuse } else { WhenAllDown::TryAnyway },
-            connect_timeout: connect_timeout + Duration::from_millis(1),
-            attempts,
-            // With the client's address there are no spares: a warning.
-            preconnect: if towards.client_source { 0 } else { preconnect },
-            connecting,
-            towards,
-            slow_start,
-            health,
-            ejection,
-            restraint,
-            endpoints,
+        )| {
+            let has_tls = towards.tls.is_some();
+            Pool {
+                name: PoolName::from(name.as_str()),
+                policy: policy(&endpoints, weighted, &shares),
+                balance,
+                when_all_down: if refuse { WhenAllDown::Refuse } else { WhenAllDown::TryAnyway },
+                connect_timeout: connect_timeout + Duration::from_millis(1),
+                attempts,
+                // With the client's address there are no spares: a warning.
+                preconnect: if towards.client_source { 0 } else { preconnect },
+                connecting,
+                towards,
+                slow_start,
+                // Without TLS of the pool a probe has none: an error.
+                health: health.map(|health| Health { tls: health.tls && has_tls, ..health }),
+                ejection,
+                restraint,
+                endpoints,
+            }
         },
     )
 }
@@ -327,10 +331,11 @@ fn health() -> impl Strategy<Value = Health> {
             .prop_map(|(path, host, status, body)| Probe::Http { path, host, status, body }),
     ];
     let times = (time(0, 86_399), time(0, 86_399), time(0, 86_399));
-    (probe, option::of(1..u16::MAX), times, 1..101_u32, 1..101_u32, 0.0..=1.0).prop_map(
-        |(probe, port, (interval, fast_interval, timeout), rise, fall, jitter)| Health {
+    (probe, (option::of(1..u16::MAX), any::<bool>()), times, 1..101_u32, 1..101_u32, 0.0..=1.0).prop_map(
+        |(probe, (port, tls), (interval, fast_interval, timeout), rise, fall, jitter)| Health {
             probe,
             port,
+            tls,
             interval: interval + Duration::from_millis(10),
             fast_interval: fast_interval + Duration::from_millis(10),
             timeout: timeout + Duration::from_millis(1),

@@ -11,12 +11,13 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout_at};
+use tokio::time::timeout_at;
 
 use super::{
     Limit, Outcome,
     answer::{Answer, LIMIT, quote},
     failed,
+    secure::Stream,
 };
 
 /// The largest head of an answer, in bytes; hyper wants 8 KiB at the least, and takes no more than 100 lines.
@@ -50,7 +51,7 @@ pub(super) fn request(path: &str, host: &str) -> Result<Request<Empty<Bytes>>, O
 
 /// Asks over `stream` and judges the answer.
 pub(super) async fn ask(
-    stream: TcpStream,
+    stream: Stream,
     request: Request<Empty<Bytes>>,
     wanted: Wanted<'_>,
     limit: Limit,

@@ -2,6 +2,7 @@
 
 mod answer;
 mod http;
+mod secure;
 #[cfg(test)]
 mod tests;
 
@@ -9,11 +10,14 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     time::{Instant, timeout_at},
 };
 
-use self::answer::{Answer, LIMIT, quote};
+pub use self::secure::{Manner, Secure};
+use self::{
+    answer::{Answer, LIMIT, quote},
+    secure::Stream,
+};
 use crate::{
     config::{Health, Probe},
     net::{self, Outgoing},
@@ -47,27 +51,42 @@ pub(super) struct Way {
     pub(super) settings: Arc<Health>,
     /// How the sockets of sessions are set up: a probe must travel the path that they take.
     pub(super) socket: Arc<Outgoing>,
+    /// What an endpoint is given before it is asked.
+    pub(super) manner: Manner,
 }
 
 /// Asks `address` once. Ends within `settings.timeout`, give or take the runtime's own delays.
 pub(super) async fn probe(address: SocketAddr, way: Way) -> Outcome {
-    let Way { settings, socket } = way;
+    let Way { settings, socket, manner } = way;
     let limit = Limit { at: Instant::now() + settings.timeout, timeout: settings.timeout };
-    match attempt(address, &socket, &settings.probe, limit).await {
+    match attempt((address, &socket), &manner, &settings.probe, limit).await {
         Ok(()) => Outcome::Good,
         Err(outcome) => outcome,
     }
 }
 
-async fn attempt(address: SocketAddr, socket: &Outgoing, probe: &Probe, limit: Limit) -> Result<(), Outcome> {
+async fn attempt(
+    (address, socket): (SocketAddr, &Outgoing),
+    manner: &Manner,
+    probe: &Probe,
+    limit: Limit,
+) -> Result<(), Outcome> {
     // With TCP Fast Open a connect says nothing about the endpoint.
     let socket = socket.without_fast_open();
     let stream = match timeout_at(limit.at, net::dial(address, &socket)).await {
         Ok(connected) => connected.map_err(|error| failed("connect", &error))?,
         Err(_) => return Err(Outcome::Bad(format!("connect: no answer within {limit}"))),
     };
+    let mut stream = manner.prepare(stream, matches!(probe, Probe::Http { .. }), limit).await?;
     match probe {
-        Probe::Tcp { send, expect } => talk(stream, send, expect, limit).await,
+        Probe::Tcp { send, expect } => {
+            let talked = talk(&mut stream, send, expect, limit).await;
+            if manner.tls.is_some() && talked.is_ok() {
+                // An end without a word of it would be an error in the endpoint's log. The verdict stands.
+                drop(timeout_at(limit.at, stream.shutdown()).await);
+            }
+            talked
+        }
         Probe::Http { path, host, status, body } => {
             let host = host.clone().unwrap_or_else(|| address.to_string());
             let request = http::request(path, &host)?;
@@ -77,7 +96,7 @@ async fn attempt(address: SocketAddr, socket: &Outgoing, probe: &Probe, limit: L
 }
 
 /// Sends what is to be sent and reads until the answer has what it must.
-async fn talk(mut stream: TcpStream, send: &[u8], expect: &[u8], limit: Limit) -> Result<(), Outcome> {
+async fn talk(stream: &mut Stream, send: &[u8], expect: &[u8], limit: Limit) -> Result<(), Outcome> {
     let mut answer = Answer::default();
     let exchange = async {
         if !send.is_empty() {

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use self::probing::{Loop, Rooms};
-use super::probe::{Outcome, Way, probe};
+use super::probe::{Manner, Outcome, Way, probe};
 use crate::{
     config,
     control::{
@@ -41,6 +41,8 @@ pub struct Target {
     pub settings: Arc<config::Health>,
     /// How sockets towards it are set up.
     pub socket: Arc<Outgoing>,
+    /// What it is given before it is asked.
+    pub manner: Manner,
 }
 
 /// The health room: start it, then steer it by its handle.
@@ -115,8 +117,8 @@ impl HealthHandle {
         let mut loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         let Loops { running, rng } = &mut *loops;
         let mut before = std::mem::take(running);
-        for Target { key, settings, socket } in targets {
-            let way = Way { settings, socket };
+        for Target { key, settings, socket, manner } in targets {
+            let way = Way { settings, socket, manner };
             if running.contains_key(&key) {
                 continue;
             }

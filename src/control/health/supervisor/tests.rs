@@ -123,6 +123,7 @@ fn settings() -> config::Health {
     config::Health {
         probe: config::Probe::Tcp { send: Vec::new(), expect: Vec::new() },
         port: None,
+        tls: false,
         interval: SECOND,
         fast_interval: FAST,
         timeout: Duration::from_millis(500),
@@ -138,7 +139,7 @@ fn address(n: u16) -> SocketAddr {
 
 fn target(n: u16, settings: &config::Health) -> Target {
     let key = EndpointKey { pool: PoolName::from("pool"), address: address(n) };
-    Target { key, settings: Arc::new(settings.clone()), socket: Arc::default() }
+    Target { key, settings: Arc::new(settings.clone()), socket: Arc::default(), manner: Manner::default() }
 }
 
 fn quick(outcome: Outcome) -> (Duration, Outcome) {
@@ -412,6 +413,7 @@ async fn real_probes_of_real_sockets_reach_the_reconciler() {
         key: key.clone(),
         settings: Arc::new(settings),
         socket: Arc::default(),
+        manner: Manner::default(),
     }]);
     let fake = Arc::new(Fake {
         script: Mutex::new(Box::new(good)),
