@@ -24,7 +24,7 @@ use tokio::{
 /// What an endpoint's connect times are read into.
 pub use crate::state::HistogramReading;
 use crate::{
-    config::Config,
+    config::{Config, Finding},
     control::{
         self, Bindings, ChangeReceiver, ChangeSender, Control, Orders, StartError, Stop, View, bind_all,
     },
@@ -55,6 +55,12 @@ pub struct App {
     forced_by: Arc<AtomicI32>,
     control: Option<JoinHandle<u64>>,
     workers: Vec<Worker>,
+}
+
+/// What is odd about the files that a config names, as they are on this machine now.
+#[must_use]
+pub fn check_files(config: &Config) -> Vec<Finding> {
+    control::certificates::check(config, jiff::Timestamp::now().as_second())
 }
 
 /// How a proxy ended.

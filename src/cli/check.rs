@@ -10,7 +10,10 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use serde_json::json;
 
 use super::colours;
-use crate::config::{self, Config, Loaded, Report, counted};
+use crate::{
+    app,
+    config::{self, Config, Loaded, Report, counted},
+};
 
 /// The config cannot be served: EX_CONFIG of sysexits.h, so that a service manager can tell it from a crash.
 pub const BAD_CONFIG: u8 = 78;
@@ -53,10 +56,13 @@ impl Check {
     }
 }
 
-/// Checks the file at `path`. Exits with 0, or with 78 if it cannot be served.
+/// Checks the file at `path`, and the TLS files that it names as far as they are here. Exits with 0, or with 78 if it cannot be served.
 #[must_use]
 pub fn run(path: &Path, json: bool) -> ExitCode {
-    let outcome = config::load(path);
+    let outcome = config::load(path).and_then(|loaded| {
+        let findings = app::check_files(&loaded.config);
+        loaded.and(findings)
+    });
     let code = if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIG) };
     let report = match &outcome {
         Ok(loaded) => &loaded.warnings,

@@ -5,6 +5,7 @@ pub mod defaults;
 mod edge;
 mod effective;
 mod file;
+mod finding;
 mod judging;
 mod keys;
 mod load;
@@ -34,6 +35,7 @@ pub use {
         Towards,
     },
     effective::effective,
+    finding::{About, Finding, Role},
     judging::{Domain, Ejection, Restraint},
     load::{load, parse},
     problem::{Code, Problem, Severity},
@@ -52,6 +54,8 @@ pub struct Loaded {
     pub config: Config,
     /// Warnings only.
     pub warnings: Report,
+    /// Where in the text things stand.
+    places: finding::Places,
 }
 
 /// Why a config cannot be served: every reason at once.

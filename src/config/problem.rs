@@ -93,6 +93,8 @@ codes! {
     Route = 1022,
     /// Settings of TLS, of PROXY headers or of access that do not fit together.
     Edge = 1023,
+    /// A certificate, a key or an authority's certificate that cannot be used: `check` looks into the files where it has them.
+    Certificate = 1024,
     /// A pool whose endpoints are never probed.
     NoHealth = 1101,
     /// A pool that no listener uses.
@@ -107,6 +109,10 @@ codes! {
     NoEffect = 1106,
     /// What the machine that checks does not have: the one that serves must.
     NotHere = 1107,
+    /// A certificate that has expired, or will within 14 days, or whose time has not come.
+    Expiry = 1108,
+    /// A route for a server name that no certificate of its listener is for.
+    NotCovered = 1109,
 }
 
 impl Code {

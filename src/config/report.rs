@@ -47,6 +47,13 @@ impl Report {
         Self { name: Arc::from(name), source: Arc::from(source), lines, problems, untold }
     }
 
+    /// The same with more problems.
+    pub(super) fn and(&self, more: Vec<Problem>) -> Self {
+        let problems = self.problems.iter().cloned().chain(more).collect();
+        let report = Self::new(&self.name, &self.source, problems);
+        Self { untold: report.untold + self.untold, ..report }
+    }
+
     /// The text of the file.
     #[must_use]
     pub fn source(&self) -> &str {

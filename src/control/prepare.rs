@@ -58,7 +58,7 @@ type Answers = BTreeMap<(Arc<str>, u16), Result<Vec<SocketAddr>, String>>;
 pub(super) async fn prepare(path: Option<PathBuf>, now: &Overview) -> Result<Prepared, ReloadError> {
     let path = path.ok_or(ReloadError::NoFile)?;
     let reading = timeout(READING, read(path.clone())).await;
-    let Loaded { config, warnings } = reading.map_err(|_| ReloadError::Slow(path, READING))??;
+    let Loaded { config, warnings, .. } = reading.map_err(|_| ReloadError::Slow(path, READING))??;
     let answers = look_up(new_names(&config, &now.config)).await;
     if let Some(error) = emptied(&config, now, &answers) {
         return Err(error);

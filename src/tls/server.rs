@@ -19,6 +19,7 @@ pub struct Server {
     pub certificates: Vec<Shown>,
     /// What judges the certificates of clients, if they are asked for: [`super::recheck`] takes it.
     pub clients: Option<Arc<dyn ClientCertVerifier>>,
+    by_name: Arc<ByName>,
     tickets: Option<Arc<Tickets>>,
     rule: Rule,
 }
@@ -61,12 +62,14 @@ pub fn server(settings: &ListenerTls, before: Option<&Server>) -> Result<Server,
         (Some(life), _) => Some(Arc::new(Tickets::new(life)?)),
     };
 
+    let by_name = Arc::new(by_name);
+    let resolver = Arc::<ByName>::clone(&by_name);
     let verifier = clients.clone().unwrap_or_else(WebPkiClientVerifier::no_client_auth);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions(settings.min_version))
         .map_err(Error::Settings)?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(by_name));
+        .with_cert_resolver(resolver);
     config.alpn_protocols = alpn(&settings.alpn);
     config.max_early_data_size = 0;
     match &tickets {
@@ -79,7 +82,7 @@ pub fn server(settings: &ListenerTls, before: Option<&Server>) -> Result<Server,
             config.send_tls13_tickets = 0;
         }
     }
-    Ok(Server { config: Arc::new(config), certificates, clients, tickets, rule })
+    Ok(Server { config: Arc::new(config), certificates, clients, by_name, tickets, rule })
 }
 
 type Trusting = (Option<Arc<dyn ClientCertVerifier>>, Vec<CertificateDer<'static>>);
@@ -91,6 +94,12 @@ fn trusting(trust: &ClientTrust, required: bool) -> Result<Trusting, Error> {
 }
 
 impl Server {
+    /// True if a certificate is for this name, in lower case, or with a leading dot for every name one label below it.
+    #[must_use]
+    pub fn has_certificate_for(&self, name: &str) -> bool {
+        self.by_name.is_for(name)
+    }
+
     /// Forgets ticket keys whose time is over. Handshakes do that too; a listener without any needs this.
     pub fn forget_old_keys(&self) {
         if let Some(tickets) = &self.tickets {

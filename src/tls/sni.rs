@@ -50,6 +50,13 @@ impl ByName {
         }
     }
 
+    /// True if a certificate is for this name, or for every name below one that begins with a dot.
+    pub(super) fn is_for(&self, name: &str) -> bool {
+        let below = |name: &str| self.wildcard.contains_key(name);
+        let parent = name.find('.').and_then(|dot| name.get(dot..));
+        self.exact.contains_key(name) || below(name) || (!name.starts_with('.') && parent.is_some_and(below))
+    }
+
     fn candidates(&self, name: Option<&str>) -> &Candidates {
         let Some(name) = name else { return &self.first };
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();

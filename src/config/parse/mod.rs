@@ -30,6 +30,7 @@ use self::{
 use super::{
     Admin, AdminBind, Config, Loaded, Log, MaxMemory, Refused, Report, Telemetry, defaults,
     file::File,
+    finding::Places,
     problem::{Code, Problem, Severity},
 };
 
@@ -47,7 +48,7 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Loaded, Refused> {
     let sifted = sift::sift(&mut tree, &syntax.broken);
     let mut build = Build { sifted: &sifted, problems: Vec::new() };
     let config = match File::deserialize(Deserializer::from(tree)) {
-        Ok(file) => build.config(&file),
+        Ok(file) => build.config(&file).map(|config| (config, Places::new(&file))),
         Err(error) => {
             let span = error.span().unwrap_or(0..0);
             build.tell(Problem::at(Code::BadValue, span, error.message()));
@@ -60,7 +61,7 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Loaded, Refused> {
     let refused = problems.iter().any(|problem| problem.severity() == Severity::Error);
     let report = Report::new(name, text, problems);
     match config {
-        Some(config) if !refused => Ok(Loaded { config, warnings: report }),
+        Some((config, places)) if !refused => Ok(Loaded { config, warnings: report, places }),
         _ => Err(Refused(report)),
     }
 }

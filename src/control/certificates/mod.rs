@@ -3,6 +3,7 @@
 //! [`Certificates::load`] makes all of it or nothing, at the start and for a reload. [`Certificates::changed`] is asked
 //! each second: what has new files is made anew, and what has wrong ones stays as it is, with an alarm.
 
+mod check;
 mod expiry;
 mod fingerprint;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod tests;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
+pub use check::check;
 pub use expiry::{Calendar, Nearing, Step, when};
 use fingerprint::Look;
 
