@@ -81,10 +81,12 @@ fn serve(args: &RunArgs, filter: Option<Filter>, path: &Path, config: Config) ->
                 error if error.is_config() => ExitCode::from(check::BAD_CONFIG),
                 _ => ExitCode::FAILURE,
             };
-            tracing::error!(%error, "cannot start");
+            let advice =
+                if error.is_config() { "; `twinspan check` shows the place in the config" } else { "" };
+            tracing::error!(error = %format_args!("{error}{advice}"), "cannot start");
             if to_file {
                 // Whoever has just typed the command does not look into a file.
-                say(&format!("twinspan: cannot start: {error}"));
+                say(&format!("twinspan: cannot start: {error}{advice}"));
             }
             drop((writer, logging));
             return Ok(code);

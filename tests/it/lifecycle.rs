@@ -188,6 +188,30 @@ async fn a_config_file_that_is_not_there_is_named_and_the_code_is_78() {
 }
 
 #[tokio::test]
+async fn certificates_that_cannot_be_used_are_named_with_their_listener_and_the_code_is_78() {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let (mut setup, _) = serving(&place, &backend);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("empty.pem").display().to_string();
+    std::fs::write(&file, "").unwrap();
+    setup.tables += &format!(
+        "\n[[listener]]\nname = \"edge\"\nbind = \"{}\"\npool = \"only\"\n\
+         tls.certificates = [{{ certificate = \"{file}\", key = \"{file}\" }}]\n",
+        place.free()
+    );
+    let mut proxy = Proxy::launch(setup);
+    assert_eq!(proxy.end().await.code(), Some(78));
+    let said = proxy.said();
+    assert!(said.contains(&format!("listener edge: {file}: is empty")), "{said}");
+    assert!(said.contains("`twinspan check`"), "no advice in:\n{said}");
+    let path = proxy.folder().join("twinspan.toml");
+    let checked = run(binary(), &["check".as_ref(), path.as_os_str()]).await;
+    assert_eq!(checked.code, Some(78), "{checked:?}");
+    assert!(checked.stderr.contains("TS1024"), "{checked:?}");
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named_and_the_code_is_1() {
     let place = Place::new();
     let backend = Backend::echo(&place).await;
