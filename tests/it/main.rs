@@ -29,3 +29,4 @@ mod sessions;
 mod sockets;
 mod spares;
 mod storm;
+mod tls;

@@ -2,22 +2,26 @@
 
 mod backend;
 mod calls;
+mod certificates;
 mod load;
 mod net;
 mod pattern;
 mod place;
 mod process;
 mod proxy;
+mod secure;
 mod setup;
 
 pub(crate) use backend::{Backend, Full};
 pub(crate) use calls::Calls;
+pub(crate) use certificates::{Authority, Files, Issued, entry};
 pub(crate) use load::{Load, Outcome, ask};
 pub(crate) use net::{Net, command, rule};
 pub(crate) use pattern::{Dice, Pattern};
 pub(crate) use place::Place;
 pub(crate) use process::{Output, Process, binary, missing, run};
 pub(crate) use proxy::{Proxy, ask_http};
+pub(crate) use secure::{Listener, Speaker, VERSIONS, tls_error};
 pub(crate) use setup::{Carrier, Setup, listener, on_both_carriers, pool};
 
 use std::{fmt, io, time::Duration};
