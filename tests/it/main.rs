@@ -26,6 +26,7 @@ mod peers;
 mod relay;
 mod reload;
 mod sessions;
+mod sni;
 mod sockets;
 mod spares;
 mod storm;

@@ -185,8 +185,8 @@ pub(in crate::config) struct Listener {
 #[serde(default, deny_unknown_fields)]
 pub(in crate::config) struct Route {
     /// Server names (SNI) of the ClientHello: `"db.example.com"`, or `"*.example.com"` for every name below, however deep.
-    /// Upper and lower case are the same, and a dot at the end means nothing. A client of TLS that names none, or that
-    /// does not speak TLS, fits no name.
+    /// Upper and lower case are the same, and a dot at the end means nothing. A client of TLS that names none fits no
+    /// name; one that does not speak TLS is closed.
     #[schemars(extend("x-default" = "any, or none"))]
     pub(in crate::config) sni: Key<Items<SniText>>,
 

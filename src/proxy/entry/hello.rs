@@ -49,7 +49,8 @@ fn refused(books: &mut Books, why: Why) -> End {
     ended(Side::Client, Stage::Accept, Cause::BadHello)
 }
 
-/// Reads the server name and the protocols.
+/// Reads the server name and the protocols. A ClientHello that rustls does not read to its end goes the way of those that
+/// name nothing; what is none ends the session.
 pub(super) async fn read(
     client: &Watched<'_>,
     books: &mut Books,
