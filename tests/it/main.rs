@@ -23,6 +23,7 @@ mod limits;
 mod netns;
 mod operator;
 mod peers;
+mod proxy_header;
 mod relay;
 mod reload;
 mod sessions;
