@@ -30,5 +30,6 @@ mod sessions;
 mod sni;
 mod sockets;
 mod spares;
+mod stalled;
 mod storm;
 mod tls;
