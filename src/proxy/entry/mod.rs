@@ -108,7 +108,12 @@ async fn shake_hands<'w>(
         ended(Side::Client, Stage::Accept, Cause::Handshake)
     };
     let stream = match shaken {
-        Ok(stream) => Box::new(stream),
+        Ok(mut stream) => {
+            // A question that came with the end of the handshake is not in the socket any more.
+            let state = stream.get_mut().1.process_new_packets();
+            books.asked = state.is_ok_and(|state| state.plaintext_bytes_to_read() > 0);
+            Box::new(stream)
+        }
         Err(error) => {
             return Err(match error.get_ref().and_then(|inner| inner.downcast_ref()) {
                 Some(error) => failed(books, error),

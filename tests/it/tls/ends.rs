@@ -1,7 +1,12 @@
 //! How sessions end where TLS ends here: `close_notify` after the last byte of a clean end, and after nothing else.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+    time::Duration,
+};
 
+use rustls::ClientConnection;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,8 +18,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Edge, NAME};
 use crate::harness::{
-    Backend, Carrier, Ending, Pattern, Place, Proxy, Setup, Speaker, VERSIONS, eventually, listener,
-    on_both_carriers, pool, read_out, reset, soon,
+    Backend, Carrier, Ending, Full, Pattern, Place, Proxy, Setup, Speaker, VERSIONS, connect, eventually,
+    listener, on_both_carriers, pool, read_out, reset, soon,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -324,4 +329,59 @@ async fn a_reset_reaches_a_side_that_does_not_read() {
     Pattern(8).check(64, &bytes);
     assert!(!clean && !bytes.is_empty(), "{} bytes, clean: {clean}", bytes.len());
     eventually("no socket of either", async || (proxy.sockets() < 40).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_question_that_came_with_the_handshake_waits_for_a_slow_endpoint() {
+    let place = Place::new();
+    let edge = Edge::new();
+    let full = Full::hold(&place).await;
+    let backend = Backend::serve(&place, |mut stream| async move {
+        let (request, _) = read_out(&mut stream).await;
+        stream.write_all(&request).await.unwrap();
+    })
+    .await;
+    let bind = place.free();
+    let settings = "connect_timeout = \"1s\"\nhedge = false\n";
+    let tables = pool("only", settings, &[("aws", full.address), ("gcp", backend.address)])
+        + &listener(bind, "only", &edge.ends_here(""));
+    let _proxy = Proxy::start(Setup::new(&place, tables)).await;
+    // In one segment with the end of the handshake.
+    let client = Speaker::of(&edge.authority, None, &[VERSIONS[1]]).config;
+    let mut tls = ClientConnection::new(Arc::new(client), NAME.try_into().unwrap()).unwrap();
+    let mut stream = connect(bind).await;
+    let mut bytes = Vec::new();
+    let mut received = vec![0; 16 * 1024];
+    while tls.is_handshaking() {
+        if tls.wants_write() {
+            tls.write_tls(&mut bytes).unwrap();
+            stream.write_all(&bytes).await.unwrap();
+            bytes.clear();
+        } else {
+            let length = soon("the handshake", stream.read(&mut received)).await.unwrap();
+            tls.read_tls(&mut &received[..length]).unwrap();
+            tls.process_new_packets().unwrap();
+        }
+    }
+    tls.writer().write_all(b"question").unwrap();
+    tls.send_close_notify();
+    while tls.wants_write() {
+        tls.write_tls(&mut bytes).unwrap();
+    }
+    stream.write_all(&bytes).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::<u8>::new();
+    loop {
+        match tls.reader().read(&mut received) {
+            Ok(0) => break,
+            Ok(length) => answer.extend(&received[..length]),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+                let length = soon("the answer", stream.read(&mut received)).await.unwrap();
+                tls.read_tls(&mut &received[..length]).unwrap();
+                tls.process_new_packets().unwrap();
+            }
+        }
+    }
+    assert_eq!(answer, b"question");
 }
