@@ -10,6 +10,7 @@ use super::{
     Loaded, Refused, Report, parse as parser,
     problem::{Code, Problem},
 };
+use crate::net::Abilities;
 
 /// Reads and checks the file at `path`.
 ///
@@ -27,7 +28,7 @@ pub fn load(path: &Path) -> Result<Loaded, Refused> {
         return Err(unreadable(Problem::of_file(Code::Unreadable, format!("{name} is larger than 16 MiB"))));
     }
     match std::str::from_utf8(&bytes) {
-        Ok(text) => parse(text, &name),
+        Ok(text) => parser::parse(text, &name, Abilities::of_this_process()),
         Err(error) => {
             let at = error.valid_up_to();
             let line = bytes.iter().take(at).filter(|byte| **byte == b'\n').count() + 1;
@@ -40,12 +41,12 @@ pub fn load(path: &Path) -> Result<Loaded, Refused> {
     }
 }
 
-/// Checks `text`; problems name the file `name`.
+/// Checks `text`; problems name the file `name`. What this process lacks to serve it is not told.
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn parse(text: &str, name: &str) -> Result<Loaded, Refused> {
-    parser::parse(text, name)
+    parser::parse(text, name, None)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

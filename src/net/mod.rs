@@ -1,10 +1,12 @@
 //! Sockets: how they are bound, dialled and ended, with every option in one place. Knows nothing of routing.
 
+mod abilities;
 mod dial;
 mod intercept;
 mod listen;
 mod options;
 
+pub use abilities::Abilities;
 pub use dial::{
     Stall, begin, dial, end_of_stream, guard, met_itself, reset_on_close, set_nodelay, set_user_timeout,
     stall, take_error, waiting,

@@ -3,6 +3,7 @@
 //! The order: what is not TOML (`syntax`), every key and value by itself (`sift`), then what only makes sense together
 //! (`pools`, `listeners`, `addresses`). Each step goes on with what the step before could use.
 
+mod abilities;
 mod addresses;
 mod connecting;
 mod edge;
@@ -33,12 +34,14 @@ use super::{
     finding::Places,
     problem::{Code, Problem, Severity},
 };
+use crate::net::Abilities;
 
 /// Larger files are refused before they are read: no config is that long.
 pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
 
-/// Makes a config of `text`, or says everything that is wrong with it.
-pub(super) fn parse(text: &str, name: &str) -> Result<Loaded, Refused> {
+/// Makes a config of `text`, or says everything that is wrong with it. `here`: what the process may do that is to serve
+/// it, if that is this one.
+pub(super) fn parse(text: &str, name: &str, here: Option<Abilities>) -> Result<Loaded, Refused> {
     if text.len() > MOST_BYTES {
         let problem = Problem::of_file(Code::Unreadable, format!("{name} is larger than 16 MiB"));
         return Err(Refused(Report::new(name, "", vec![problem])));
@@ -48,7 +51,12 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Loaded, Refused> {
     let sifted = sift::sift(&mut tree, &syntax.broken);
     let mut build = Build { sifted: &sifted, problems: Vec::new() };
     let config = match File::deserialize(Deserializer::from(tree)) {
-        Ok(file) => build.config(&file).map(|config| (config, Places::new(&file))),
+        Ok(file) => {
+            if let Some(here) = here {
+                build.abilities(&file, here);
+            }
+            build.config(&file).map(|config| (config, Places::new(&file)))
+        }
         Err(error) => {
             let span = error.span().unwrap_or(0..0);
             build.tell(Problem::at(Code::BadValue, span, error.message()));
