@@ -33,7 +33,7 @@ pub(crate) fn bridge(balance: Balance) -> (Shared, Arc<ListenerCell>) {
     let listeners: Vec<_> = (0..SERVICES).map(|number| listener(number, balance)).collect();
     let middle = listeners.get(listeners.len() / 2).map(|listener| Arc::clone(&listener.cell));
     let pools = listeners.iter().filter_map(|listener| listener.target.pool().map(Arc::clone)).collect();
-    shared.publish(Arc::new(Snapshot { generation: Generation(1), listeners, pools }));
+    shared.publish(Arc::new(Snapshot { generation: Generation(1), listeners, pools, ..Snapshot::default() }));
     let nobody = || Arc::new(ListenerCell::new(ListenerName::from("none"), client(0)));
     (shared, middle.unwrap_or_else(nobody))
 }

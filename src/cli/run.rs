@@ -33,8 +33,9 @@ pub struct RunArgs {
     log_format: Option<String>,
 }
 
-/// Runs the proxy until it is told to stop. Exits with 78 for a bad config or for TLS files that cannot be used, 77 where a bind is not permitted, 1 if it
-/// cannot start, and 128 + n when signal n cut the drain short.
+/// Runs the proxy until it is told to stop. Exits with 78 for a bad config or for TLS files that cannot be used, 77 where a
+/// bind is not permitted or another capability is missing, 1 if it cannot start, and 128 + n when signal n cut the drain
+/// short.
 #[must_use]
 pub fn run(args: &RunArgs) -> ExitCode {
     let Some(path) = args.file.path() else {

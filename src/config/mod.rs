@@ -26,7 +26,6 @@ pub use crate::{
     ids::Tlv,
     net::{Bind, Intercept, Keepalive, Outgoing, Tuning},
 };
-pub(crate) use parse::is_this_machine;
 pub(crate) use report::counted;
 pub use {
     edge::{

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -20,8 +20,10 @@ use crate::{
     balance::Maglev,
     config::{self, Address, Config},
     ids::{CloudName, EndpointIdentity, EndpointKey, ListenerName, PoolName},
-    net::{Bind, Outgoing},
-    state::{Bandwidth, EndpointCell, Entry, GroupCell, Listener, ListenerCell, Pool, PoolCell, Termination},
+    net::{Bind, Intercept, Outgoing},
+    state::{
+        Bandwidth, EndpointCell, Entry, GroupCell, Listener, ListenerCell, Own, Pool, PoolCell, Termination,
+    },
 };
 
 /// A name as the config gives it: pool, host, port.
@@ -88,7 +90,7 @@ pub(super) struct Inputs {
     /// Where the admin API and telemetry listen, as long as the process lives.
     servers: Vec<SocketAddr>,
     /// Addresses of ours: a name that points at one of them would loop, or let clients in where only the operator may be.
-    own: Vec<Bind>,
+    pub(super) own: Arc<Own>,
     /// Names that point at us, so that each is told once.
     loops: HashMap<PoolName, HashSet<(Arc<str>, SocketAddr)>>,
 }
@@ -146,7 +148,7 @@ impl Inputs {
             resolved: HashMap::new(),
             cells: HashMap::new(),
             servers,
-            own: Vec::new(),
+            own: Arc::default(),
             loops: HashMap::new(),
         }
     }
@@ -160,11 +162,13 @@ impl Inputs {
         now: Instant,
     ) -> Vec<Notice> {
         self.config = config;
-        self.own = listeners
+        let binds = listeners
             .iter()
             .map(|listener| Bind { address: listener.cell.address, ..listener.config.bind })
             .chain(self.servers.iter().map(|address| Bind { address: *address, only_v6: false }))
             .collect();
+        let intercepts = listeners.iter().any(|open| open.config.entry.intercept != Intercept::Off);
+        self.own = Arc::new(Own { binds, intercepts });
         self.listeners = listeners;
         self.retired = retired;
         let names: HashSet<Name> = self.names().into_iter().collect();
@@ -336,7 +340,7 @@ impl Inputs {
                     notices.push(Notice::OutOfReach { pool, cloud, address });
                     continue;
                 }
-                if let Some(host) = host.as_ref().filter(|_| self.is_own(address)) {
+                if let Some(host) = host.as_ref().filter(|_| self.own.is_reached_by(address)) {
                     loops.insert((Arc::clone(host), address));
                     continue;
                 }
@@ -354,10 +358,6 @@ impl Inputs {
         }
         self.loops.insert(pool.name.clone(), loops);
         notices
-    }
-
-    fn is_own(&self, address: SocketAddr) -> bool {
-        self.own.iter().any(|own| reaches(own, address, config::is_this_machine))
     }
 
     fn member(
@@ -399,35 +399,5 @@ impl Member {
     fn facts(&self) -> MemberFacts {
         let identity = &self.identity;
         MemberFacts { key: identity.key(), cloud: identity.cloud.clone(), weight: self.weight }
-    }
-}
-
-/// True if who dials `address` ends up at `own`.
-fn reaches(own: &Bind, address: SocketAddr, is_here: impl Fn(IpAddr) -> bool) -> bool {
-    let (ip, bound) = (address.ip().to_canonical(), own.address.ip().to_canonical());
-    own.address.port() == address.port()
-        && (bound == ip || own.covers(ip) && (ip.is_loopback() || is_here(ip)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wildcard_is_reached_by_the_addresses_of_this_machine_only() {
-        let here = |ip: IpAddr| ip == IpAddr::from([10, 0, 0, 7]);
-        let reached = |bind: &str, only_v6, address: &str| {
-            let own = Bind { address: bind.parse().unwrap(), only_v6 };
-            reaches(&own, address.parse().unwrap(), here)
-        };
-        assert!(reached("0.0.0.0:80", false, "10.0.0.7:80"));
-        assert!(reached("[::]:80", false, "10.0.0.7:80"));
-        assert!(reached("[::]:80", false, "[::ffff:10.0.0.7]:80"));
-        assert!(reached("0.0.0.0:80", false, "127.0.0.9:80"));
-        assert!(reached("10.0.0.8:80", false, "10.0.0.8:80"));
-        assert!(!reached("[::]:80", true, "10.0.0.7:80"));
-        assert!(!reached("0.0.0.0:80", false, "10.0.0.7:81"));
-        assert!(!reached("0.0.0.0:80", false, "10.0.0.8:80"));
-        assert!(!reached("127.0.0.1:80", false, "10.0.0.7:80"));
     }
 }

@@ -190,7 +190,12 @@ mod tests {
             all_down,
             ..Pool::new(PoolName::from("p"), Balance::Random, tiers, Connect::plain(timeout, 1, timeout))
         };
-        Snapshot { generation: Generation(generation), listeners: Vec::new(), pools: vec![Arc::new(pool)] }
+        Snapshot {
+            generation: Generation(generation),
+            listeners: Vec::new(),
+            pools: vec![Arc::new(pool)],
+            ..Snapshot::default()
+        }
     }
 
     /// The sentences and the failovers of pool `p` from a row of snapshots, 7.1 s apart.

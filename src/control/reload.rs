@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::{self, Config, Report},
     ids::Generation,
-    net::{self, Bind, Listen, RefusedOption},
+    net::{self, Bind, Intercept, Listen, RefusedOption},
     state::{ListenerCell, Shared},
 };
 
@@ -46,6 +46,14 @@ pub enum ReloadError {
     Dial {
         /// Which cloud.
         cloud: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A pool is to be dialled from its clients' addresses, which this process may not do.
+    #[error("cannot dial pool {pool} from the addresses of its clients (`client_source`): {source}")]
+    ClientSource {
+        /// Which pool.
+        pool: String,
         /// What the kernel said.
         source: io::Error,
     },
@@ -322,10 +330,19 @@ pub(super) fn try_out(config: &Config) -> Result<(), ReloadError> {
     if config.listeners.iter().any(|listener| listener.fast_open.is_some()) && !net::serves_fast_open() {
         tracing::warn!("the kernel ignores `fast_open` of listeners: net.ipv4.tcp_fastopen lacks 2");
     }
-    config
-        .listeners
-        .iter()
-        .try_for_each(|listener| listener.tuning.try_out().map_err(|source| failed(listener, source)))
+    if let Some(pool) = config.pools.iter().find(|pool| pool.towards.client_source) {
+        let refused = |source| ReloadError::ClientSource { pool: pool.name.to_string(), source };
+        net::try_transparent().map_err(refused)?;
+    }
+    config.listeners.iter().try_for_each(|listener| {
+        let transparent = if is_transparent(listener) { net::try_transparent() } else { Ok(()) };
+        transparent.and_then(|()| listener.tuning.try_out()).map_err(|source| failed(listener, source))
+    })
+}
+
+/// True where connections to all addresses may come.
+fn is_transparent(listener: &config::Listener) -> bool {
+    listener.entry.intercept == Intercept::Tproxy
 }
 
 fn failed(listener: &config::Listener, source: io::Error) -> ReloadError {
@@ -351,6 +368,7 @@ fn options(listener: &config::Listener, address: SocketAddr) -> Listen {
         keepalive: listener.keepalive,
         fast_open: listener.fast_open,
         tuning: listener.tuning.clone(),
+        transparent: is_transparent(listener),
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::{self, AdminBind, Config},
-    net,
+    net::{self, RefusedOption},
     state::{Phase, ReportReceiver, Shared},
 };
 
@@ -61,13 +61,15 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// True when the kernel did not permit a bind.
+    /// True when the kernel did not permit a bind, or what else takes a capability.
     #[must_use]
     pub fn is_permission(&self) -> bool {
         match self {
-            Self::Listener(ReloadError::Bind { source, .. })
+            Self::Listener(ReloadError::Bind { source, .. } | ReloadError::ClientSource { source, .. })
             | Self::Address { source, .. }
-            | Self::Thread(source) => source.kind() == io::ErrorKind::PermissionDenied,
+            | Self::Thread(source) => {
+                source.kind() == io::ErrorKind::PermissionDenied || RefusedOption::is_permission(source)
+            }
             Self::Listener(_) => false,
         }
     }
@@ -210,7 +212,7 @@ impl Control {
         shared.sessions.advance(Phase::Ready);
         tell_ready(&view, loader.listeners());
         ready();
-        let left = obey(&mut loader, path, &orders, &view).await;
+        let left = Box::pin(obey(&mut loader, path, &orders, &view)).await;
         reconciling.abort();
         measuring.abort();
         servers.cancel();

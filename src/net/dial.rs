@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
     sync::LazyLock,
     time::Duration,
@@ -29,8 +29,28 @@ const DIALLED_FROM: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// it does not take: a [`RefusedOption`](super::RefusedOption) of the kind `InvalidInput`. A refusal by the peer comes
 /// later as a rule, from loopback too.
 pub fn begin(address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result<OwnedFd> {
+    connect(address, eager, |socket| options.set(socket, address))
+}
+
+/// Begins to connect to `address` as [`begin`] does, from the address of `client` in place of the cloud's source. The port
+/// is the kernel's choice and not the client's: two attempts of one session would otherwise be one connection to the
+/// endpoint, and one to the address that the client asked for would be the client's own in the kernel's table of
+/// connections.
+///
+/// # Errors
+/// As [`begin`], and a [`RefusedOption`](super::RefusedOption) where the process lacks the capability, or the client and
+/// the endpoint are of two families.
+pub fn begin_as(client: IpAddr, address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result<OwnedFd> {
+    connect(address, eager, |socket| options.set_as(client, socket, address))
+}
+
+fn connect(
+    address: SocketAddr,
+    eager: bool,
+    set: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    options.set(&socket, address)?;
+    set(&socket)?;
     if eager {
         // A refusal costs a packet.
         rustix::net::sockopt::set_tcp_quickack(&socket, false).unwrap_or_default();
@@ -271,6 +291,26 @@ mod tests {
         let options = Outgoing { source_v4: Some("127.0.0.9".parse().unwrap()), ..Outgoing::default() };
         let stream = dial(address, &options).await.unwrap();
         assert!(crate::sys::bind_address_no_port(&stream).unwrap());
+    }
+
+    #[test]
+    fn the_source_of_a_client_is_of_the_family_of_the_endpoint_or_named() {
+        let (_listener, address) = listener();
+        let client: IpAddr = "127.0.0.9".parse().unwrap();
+        if crate::net::try_transparent().is_ok() {
+            let mapped =
+                SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), address.port());
+            for (client, address) in
+                [(client, address), ("::ffff:127.0.0.9".parse().unwrap(), address), (client, mapped)]
+            {
+                let begun = begin_as(client, address, &Outgoing::default(), false).unwrap();
+                let here = SockRef::from(&begun).local_addr().unwrap().as_socket().unwrap();
+                assert_eq!(here.ip().to_canonical().to_string(), "127.0.0.9");
+            }
+        }
+        let error = begin_as("::1".parse().unwrap(), address, &Outgoing::default(), false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().starts_with("the client's address ::1 towards 127.0.0.1"), "{error}");
     }
 
     #[test]

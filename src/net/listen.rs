@@ -24,6 +24,8 @@ pub struct Listen {
     pub fast_open: Option<u32>,
     /// Inherited by accepted sockets.
     pub tuning: Tuning,
+    /// IP_TRANSPARENT: a TPROXY rule may give it connections to addresses that this machine does not have.
+    pub transparent: bool,
 }
 
 /// Binds `count` sockets to one address, for as many workers (SO_REUSEPORT when more than one).
@@ -59,6 +61,9 @@ pub fn reapply(socket: &impl AsFd, options: &Listen) -> io::Result<()> {
     let address = options.bind.address;
     let new = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     options.tuning.take_back(&socket, &new, address.is_ipv6())?;
+    if !options.transparent {
+        options::not_transparent(&socket, address.is_ipv6())?;
+    }
     if options.fast_open.is_none() && sys::fast_open(&*socket)? != 0 {
         sys::set_fast_open(&*socket, 0)?;
     }
@@ -107,6 +112,9 @@ fn inherited(socket: &Socket, options: &Listen) -> io::Result<()> {
     if let Some(queue) = options.fast_open {
         options::fast_open(socket, queue)?;
     }
+    if options.transparent {
+        options::transparent(socket, options.bind.address.is_ipv6())?;
+    }
     options.tuning.set(socket, options.bind.address.is_ipv6())
 }
 
@@ -126,7 +134,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::net::Dscp;
+    use crate::net::{Dscp, RefusedOption};
 
     fn options(address: &str) -> Listen {
         Listen {
@@ -139,6 +147,7 @@ mod tests {
             },
             fast_open: None,
             tuning: Tuning::default(),
+            transparent: false,
         }
     }
 
@@ -269,6 +278,36 @@ mod tests {
         assert_eq!(found(&accepted), untouched, "as if nothing had ever been set");
         assert_eq!(found(&before), untouched, "a session that lasts keeps what it had");
         assert_eq!(listener.local_addr().unwrap(), address);
+    }
+
+    #[test]
+    fn a_socket_is_transparent_as_long_as_the_config_says_so() {
+        for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+            let plain = options(address);
+            let transparent = Listen { transparent: true, ..plain.clone() };
+            let listener = match listen(&transparent, 1) {
+                Ok(mut sockets) => sockets.remove(0),
+                Err(error) if RefusedOption::is_permission(&error) => {
+                    let hint = bind_hint(&error);
+                    assert!(hint.ends_with("needs CAP_NET_RAW or CAP_NET_ADMIN for it"), "{hint}");
+                    return;
+                }
+                Err(_) => continue, // a machine without IPv6
+            };
+            let is = || {
+                let socket = SockRef::from(&listener);
+                if plain.bind.address.is_ipv6() {
+                    socket.ip_transparent_v6()
+                } else {
+                    socket.ip_transparent_v4()
+                }
+            };
+            assert!(is().unwrap(), "{address}");
+            reapply(&listener, &plain).unwrap();
+            assert!(!is().unwrap(), "{address}");
+            reapply(&listener, &transparent).unwrap();
+            assert!(is().unwrap(), "{address}");
+        }
     }
 
     #[test]

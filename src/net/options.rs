@@ -86,6 +86,13 @@ impl RefusedOption {
         let said = refused.and_then(|refused| refused.source.raw_os_error());
         matches!(said, Some(libc::ENODEV | libc::EADDRNOTAVAIL))
     }
+
+    /// True where `error` is one for what takes a capability that this process does not have.
+    #[must_use]
+    pub fn is_permission(error: &io::Error) -> bool {
+        let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>());
+        refused.is_some_and(|refused| refused.source.kind() == io::ErrorKind::PermissionDenied)
+    }
 }
 
 fn hint(what: &str, source: &io::Error) -> &'static str {
@@ -98,6 +105,9 @@ fn hint(what: &str, source: &io::Error) -> &'static str {
             ": not one that any process may use (/proc/sys/net/ipv4/tcp_allowed_congestion_control), and this one has \
              no CAP_NET_ADMIN"
         }
+        Some(libc::EPERM) if what.starts_with(TRANSPARENT) => {
+            ": the process needs CAP_NET_RAW or CAP_NET_ADMIN for it"
+        }
         Some(libc::EPERM) if what.starts_with(INTERFACE) => ": the process needs CAP_NET_RAW for it",
         Some(libc::EOPNOTSUPP) => ": net.ipv4.tcp_fastopen lacks 1, the part of clients",
         _ => "",
@@ -106,6 +116,7 @@ fn hint(what: &str, source: &io::Error) -> &'static str {
 
 const CONGESTION: &str = "congestion control";
 const INTERFACE: &str = "interface";
+const TRANSPARENT: &str = "addresses of others";
 
 impl Outgoing {
     /// The source address for connections to `address`, if there is one.
@@ -157,10 +168,7 @@ impl Outgoing {
 
     /// Sets what there is to set on a socket that is about to be connected to `address`.
     pub(super) fn set(&self, socket: &Socket, address: SocketAddr) -> io::Result<()> {
-        self.tuning.set(socket, address.is_ipv6())?;
-        if self.fast_open {
-            fast_open_connect(socket)?;
-        }
+        self.set_all_but_source(socket, address)?;
         let Some(source) = self.source(address) else {
             if self.reaches(address) {
                 return Ok(());
@@ -168,11 +176,37 @@ impl Outgoing {
             let error = io::ErrorKind::AddrNotAvailable.into();
             return refused(Err(error), || format!("no source address of the family of {}", address.ip()));
         };
-        // The port is chosen with the connect, which may use one for several destinations; a bind would take it whole.
-        let bound = sys::set_bind_address_no_port(socket, true)
-            .and_then(|()| socket.bind(&SocketAddr::new(source, 0).into()));
-        refused(bound, || format!("source address {source}"))
+        refused(bind_source(socket, source), || format!("source address {source}"))
     }
+
+    /// The same, with the address of a client as the source.
+    pub(super) fn set_as(&self, client: IpAddr, socket: &Socket, address: SocketAddr) -> io::Result<()> {
+        self.set_all_but_source(socket, address)?;
+        let source = match (address.ip(), client.to_canonical()) {
+            (IpAddr::V6(ip), IpAddr::V4(client)) if ip.to_ipv4_mapped().is_some() => {
+                IpAddr::V6(client.to_ipv6_mapped())
+            }
+            (IpAddr::V4(_), client @ IpAddr::V4(_)) => client,
+            (IpAddr::V6(ip), client @ IpAddr::V6(_)) if ip.to_ipv4_mapped().is_none() => client,
+            (ip, client) => {
+                let error = io::Error::other("they are of two families");
+                return refused(Err(error), || format!("the client's address {client} towards {ip}"));
+            }
+        };
+        transparent(socket, address.is_ipv6())?;
+        refused(bind_source(socket, source), || format!("the client's address {source} as the source"))
+    }
+
+    fn set_all_but_source(&self, socket: &Socket, address: SocketAddr) -> io::Result<()> {
+        self.tuning.set(socket, address.is_ipv6())?;
+        if self.fast_open { fast_open_connect(socket) } else { Ok(()) }
+    }
+}
+
+/// The port is chosen with the connect, which may use one for several destinations; a bind would take it whole.
+fn bind_source(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    sys::set_bind_address_no_port(socket, true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
 }
 
 impl Tuning {
@@ -306,6 +340,22 @@ pub fn serves_fast_open() -> bool {
     let bits = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fastopen").unwrap_or_default();
     // Who cannot know does not complain.
     bits.trim().parse::<u32>().map_or(true, |bits| bits & 2 != 0)
+}
+
+/// Lets a socket have addresses that this machine does not have. `ipv6`: its family.
+pub(super) fn transparent(socket: &Socket, ipv6: bool) -> io::Result<()> {
+    refused(set_transparent(socket, ipv6, true), || format!("{TRANSPARENT} (IP_TRANSPARENT)"))
+}
+
+/// Takes that back.
+pub(super) fn not_transparent(socket: &Socket, ipv6: bool) -> io::Result<()> {
+    let is = if ipv6 { socket.ip_transparent_v6()? } else { socket.ip_transparent_v4()? };
+    if is { set_transparent(socket, ipv6, false) } else { Ok(()) }
+}
+
+/// Both options set the same mark on the socket (inet_sk_transparent in the kernel).
+fn set_transparent(socket: &Socket, ipv6: bool, on: bool) -> io::Result<()> {
+    if ipv6 { socket.set_ip_transparent_v6(on) } else { socket.set_ip_transparent_v4(on) }
 }
 
 /// Has the first bytes travel with the SYN.

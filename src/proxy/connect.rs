@@ -1,7 +1,7 @@
 //! One attempt: plan, dial, and what came of it. The client's bytes stay unread meanwhile, so a later attempt loses
 //! nothing. The engine begins the first attempt; whatever does not connect at once goes on in `racing.rs`.
 
-use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{cell::RefCell, io, net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::net::RecvFlags;
@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    entry,
+    entry, ourselves,
     peer::Peer,
     race::Race,
     relay::{Pace, Watched},
@@ -20,9 +20,9 @@ use super::{
     session::Books,
 };
 use crate::{
-    ids::{CloudName, EndpointIdentity, Generation},
-    net,
-    state::{Endpoint, Entry, Listener, Pool, Queued, Report, SessionLimits, Shared, Target},
+    ids::{CloudName, EndpointIdentity},
+    net::{self, Outgoing},
+    state::{Endpoint, Entry, Listener, Own, Pool, Queued, Report, SessionLimits, Shared, Snapshot, Target},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -49,6 +49,10 @@ pub(super) struct Plan {
     /// Kept while the session is connecting, and no longer.
     pub(super) pool: Arc<Pool>,
     pub(super) limits: Arc<SessionLimits>,
+    /// The address to connect from, where that is the client's own.
+    source: Option<IpAddr>,
+    /// A firewall rule may send the connection back to us.
+    intercepted: bool,
 }
 
 /// One dial.
@@ -183,7 +187,7 @@ pub(super) fn first(books: &mut Books, client: &Peer) -> First {
     if target.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain()) {
         return First::Slow;
     }
-    let plan = chosen(books, snapshot.generation, listener, (&[], false));
+    let plan = chosen(books, &snapshot, listener, (&[], false));
     plan.map_or(First::Over(NO_ENDPOINT), |plan| First::Dial(plan, heard))
 }
 
@@ -192,28 +196,30 @@ pub(super) fn first(books: &mut Books, client: &Peer) -> First {
 pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>], spread: bool) -> Option<Plan> {
     let snapshot = books.shared.snapshot();
     let listener = snapshot.listener(&books.listener)?;
-    chosen(books, snapshot.generation, listener, (tried, spread))
+    chosen(books, &snapshot, listener, (tried, spread))
 }
 
 fn chosen(
     books: &mut Books,
-    generation: Generation,
+    snapshot: &Snapshot,
     listener: &Listener,
     (tried, spread): (&[Arc<EndpointIdentity>], bool),
 ) -> Option<Plan> {
     let target = listener.route(books.client.ip(), books.told());
-    books.generation = generation;
+    books.generation = snapshot.generation;
     let pool = target.pool()?;
     if books.pool.as_ref() != Some(&pool.name) {
         books.pool = Some(pool.name.clone());
     }
     if let Target::AsAsked(_) = target {
-        return as_asked(books, pool, listener, tried);
+        return as_asked(books, pool, listener, (&snapshot.own, tried));
     }
     let facts = Facts { client: books.client, tried, spread };
     let endpoint = RNG.with_borrow_mut(|rng| route::choose(pool, &facts, rng))?;
     let limits = listener.limits.towards(&endpoint.socket);
-    Some(Plan { endpoint: Arc::clone(endpoint), pool: Arc::clone(pool), limits })
+    let source = pool.towards.client_source.then(|| books.client.ip());
+    let (endpoint, pool, intercepted) = (Arc::clone(endpoint), Arc::clone(pool), snapshot.own.intercepts);
+    Some(Plan { endpoint, pool, limits, source, intercepted })
 }
 
 /// What comes before a pool is chosen, if anything does.
@@ -247,14 +253,18 @@ fn as_asked(
     books: &Books,
     pool: &Arc<Pool>,
     listener: &Listener,
-    tried: &[Arc<EndpointIdentity>],
+    (own, tried): (&Own, &[Arc<EndpointIdentity>]),
 ) -> Option<Plan> {
     let address = books.told().destination.filter(|_| tried.is_empty())?;
+    if own.is_reached_by(address) {
+        return None;
+    }
     let identity =
         EndpointIdentity { pool: pool.name.clone(), cloud: CloudName::from(pool.name.as_str()), address };
     let (identity, cell, socket) = (Arc::new(identity), Arc::default(), Arc::default());
     let endpoint = Arc::new(Endpoint { identity, cell, weight: 1, socket });
-    Some(Plan { endpoint, pool: Arc::clone(pool), limits: Arc::clone(&listener.limits) })
+    let (pool, limits, intercepted) = (Arc::clone(pool), Arc::clone(&listener.limits), own.intercepts);
+    Some(Plan { endpoint, pool, limits, source: None, intercepted })
 }
 
 /// Begins the first attempt of a session whose client has sent something already, or not. The books know of it from here
@@ -271,8 +281,8 @@ pub(super) fn begin(books: &mut Books, plan: Plan, mut place: Place, eager: bool
 pub(super) fn dial(race: &mut Race, plan: Plan, place: Place, eager: bool, now: Instant) -> Begun {
     let jitter = RNG.with_borrow_mut(RngExt::random);
     let deadline = race.begun(plan.endpoint.cell.usual(), jitter, now);
-    let upstream = net::begin(plan.endpoint.address(), &plan.endpoint.socket, eager);
-    let upstream = upstream.map(Peer::unused).map_err(|error| refusal(&plan.endpoint, &error));
+    let how = (eager, plan.source, plan.intercepted);
+    let upstream = connect_to(&plan.endpoint, &plan.endpoint.socket, how);
     (Attempt { plan, begun: now, deadline, late: race.late(), _place: Some(place) }, upstream)
 }
 
@@ -287,8 +297,22 @@ pub(super) fn begin_on_spare(books: &mut Books, plan: Plan, now: Instant) -> Arc
 }
 
 /// Begins a connection that no session waits for.
-pub(super) fn begin_spare(endpoint: &Endpoint, socket: &net::Outgoing) -> Result<Peer, End> {
-    net::begin(endpoint.address(), socket, false).map(Peer::unused).map_err(|error| refusal(endpoint, &error))
+pub(super) fn begin_spare(endpoint: &Endpoint, socket: &Outgoing, shared: &Shared) -> Result<Peer, End> {
+    connect_to(endpoint, socket, (false, None, shared.snapshot().own.intercepts))
+}
+
+fn connect_to(
+    endpoint: &Endpoint,
+    socket: &Outgoing,
+    (eager, source, intercepted): (bool, Option<IpAddr>, bool),
+) -> Result<Peer, End> {
+    let address = endpoint.address();
+    let begin = || match source {
+        Some(client) => net::begin_as(client, address, socket, eager),
+        None => net::begin(address, socket, eager),
+    };
+    let upstream = if intercepted { ourselves::dial(address, begin) } else { begin().map(Peer::unused) };
+    upstream.map_err(|error| refusal(endpoint, &error))
 }
 
 /// How a dial that failed with this error ends.

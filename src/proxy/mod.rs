@@ -10,6 +10,7 @@ mod entry;
 mod first_byte;
 mod listener;
 mod note;
+mod ourselves;
 mod peer;
 mod plain;
 mod race;

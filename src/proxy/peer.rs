@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::ourselves::Known;
 use crate::net;
 
 /// A connected socket. It ends by reset unless the session ran its course: a peer must never take a loss, a panic or a
@@ -10,16 +11,23 @@ use crate::net;
 pub(super) struct Peer {
     socket: OwnedFd,
     clean: bool,
+    /// Who asks can be told that it is ours.
+    _known: Option<Box<Known>>,
 }
 
 impl Peer {
     pub(super) const fn new(socket: OwnedFd) -> Self {
-        Self { socket, clean: false }
+        Self { socket, clean: false, _known: None }
     }
 
     /// A connection over which no session has begun: it ends in order, as nobody takes its end for a loss.
     pub(super) const fn unused(socket: OwnedFd) -> Self {
-        Self { socket, clean: true }
+        Self::unused_known(socket, None)
+    }
+
+    /// The same, which is known to be ours while it is open.
+    pub(super) const fn unused_known(socket: OwnedFd, known: Option<Box<Known>>) -> Self {
+        Self { socket, clean: true, _known: known }
     }
 
     /// A session begins on it.

@@ -13,6 +13,7 @@ mod lanes;
 mod listener;
 mod live;
 mod memory;
+mod own;
 mod reports;
 mod routes;
 mod sessions;
@@ -35,6 +36,7 @@ pub use live::{
     Census, Kill, LiveSession, NotEnded, NotWhereabouts, Population, SessionFilter, Traits, Whereabouts,
 };
 pub use memory::MemoryCell;
+pub use own::Own;
 pub use reports::{Report, ReportReceiver, Reports};
 pub use routes::{Condition, Routes, ServerName, Told};
 pub use sessions::{Phase, Sessions};

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{EndpointCell, Entry, GroupCell, ListenerCell, PoolCell, Room, Target, Told, Towards};
+use super::{EndpointCell, Entry, GroupCell, ListenerCell, Own, PoolCell, Room, Target, Told, Towards};
 use crate::{
     balance::{Balance, Maglev, Shares},
     ids::{CloudName, EndpointIdentity, Generation, PoolName},
@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub listeners: Vec<Arc<Listener>>,
     /// Every pool.
     pub pools: Vec<Arc<Pool>>,
+    /// Where this process itself is reached.
+    pub own: Arc<Own>,
 }
 
 /// Where sessions come in, and where they go.

@@ -27,7 +27,7 @@ pub const HANDSHAKES: [&str; 17] = [
 ];
 
 /// Why a session can be refused for what its client said before it had a pool. The last one stands for every other word.
-pub const REFUSALS: [&str; 22] = [
+pub const REFUSALS: [&str; 23] = [
     "untrusted",
     "no_header",
     "header_too_long",
@@ -49,6 +49,7 @@ pub const REFUSALS: [&str; 22] = [
     "too_many_protocols",
     "malformed_hello",
     "no_route",
+    "loop",
     "other",
 ];
 

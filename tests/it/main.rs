@@ -17,6 +17,7 @@ mod faults;
 mod generations;
 mod harness;
 mod integrity;
+mod intercept;
 mod judged;
 mod lifecycle;
 mod limits;

@@ -228,7 +228,12 @@ impl Checks {
             ..Pool::new(self.pool.name.clone(), balance, tiers, connect)
         };
         let generation = self.snapshot.generation.next();
-        self.snapshot = Arc::new(Snapshot { generation, listeners: Vec::new(), pools: vec![Arc::new(pool)] });
+        self.snapshot = Arc::new(Snapshot {
+            generation,
+            listeners: Vec::new(),
+            pools: vec![Arc::new(pool)],
+            ..Snapshot::default()
+        });
     }
 }
 

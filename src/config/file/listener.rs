@@ -60,8 +60,9 @@ pub(in crate::config) struct Listener {
     pub(in crate::config) proxy_header_from: Key<Items<NetText>>,
 
     /// Take connections that a firewall rule of this machine sends here though they were meant for other addresses:
-    /// `redirect` (iptables or nft REDIRECT, DNAT) or `tproxy` (TPROXY, which takes CAP_NET_ADMIN). Routes can then ask for
-    /// the `destination`.
+    /// `redirect` (iptables or nft REDIRECT, DNAT) or `tproxy` (TPROXY, which takes CAP_NET_RAW or CAP_NET_ADMIN). Routes can
+    /// then ask for the `destination`. A rule must leave out the connections of this proxy itself; one that does not is
+    /// noticed, and what comes back is refused (`refused=loop`).
     #[schemars(extend("default" = Intercept::Off.word()))]
     pub(in crate::config) intercept: Key<Word<Intercept>>,
 

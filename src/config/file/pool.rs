@@ -129,7 +129,9 @@ pub(in crate::config) struct Pool {
     pub(in crate::config) proxy_header: Key<Word<ProxyOutWord>>,
 
     /// Connect to endpoints from the client's own address. Endpoints must answer by this machine, which takes routes and
-    /// firewall rules, and this process CAP_NET_ADMIN.
+    /// firewall rules, and this process CAP_NET_RAW or CAP_NET_ADMIN. It goes before the `source` of a cloud; the port is
+    /// the kernel's choice. A client of one family is not connected to an endpoint of the other: such an attempt fails as
+    /// `local`. Probes come from this machine.
     #[schemars(extend("default" = false))]
     pub(in crate::config) client_source: Key<bool>,
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::Range,
 };
 
@@ -14,7 +14,7 @@ use super::{
     },
     Build, listeners, place,
 };
-use crate::net::Bind;
+use crate::net::{Bind, is_this_machine};
 
 /// A socket that this proxy would bind.
 struct Own {
@@ -162,15 +162,4 @@ fn plain(address: SocketAddr) -> Bind {
 fn is_localhost(host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     host == "localhost" || host.ends_with(".localhost")
-}
-
-/// True if `ip` is an address of this machine: then the kernel would send to it from itself. Nothing is sent.
-pub(crate) fn is_this_machine(ip: IpAddr) -> bool {
-    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let source = || {
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect((ip, 9))?;
-        socket.local_addr()
-    };
-    source().is_ok_and(|source| source.ip() == ip)
 }

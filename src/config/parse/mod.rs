@@ -17,8 +17,6 @@ mod sockets;
 mod syntax;
 mod tls;
 
-pub(crate) use addresses::is_this_machine;
-
 use std::{collections::HashSet, ops::Range};
 
 use serde::Deserialize as _;

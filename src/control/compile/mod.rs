@@ -57,7 +57,7 @@ pub(super) fn compile(
     let mut listeners: Vec<Arc<Listener>> =
         open.iter().map(|listener| compile_listener(inputs, listener, &by_name, before)).collect();
     listeners.extend(inputs.retired.iter().cloned());
-    Snapshot { generation, listeners, pools }
+    Snapshot { generation, listeners, pools, own: Arc::clone(&inputs.own) }
 }
 
 fn compile_listener(

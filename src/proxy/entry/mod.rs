@@ -1,10 +1,11 @@
 //! What a client says before it has a pool: a PROXY header, a ClientHello, the TLS that ends here. Nothing of it but the
 //! header and the handshake is taken from the client's socket, so that what follows finds the rest where it was.
 
+mod destination;
 mod header;
 mod hello;
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rustix::net::RecvFlags;
 use tokio::{
@@ -15,7 +16,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{admit, peer::Peer, plain::Plain, relay::Watched, session::Books};
 use crate::{
-    state::{Entry, ProxyIn, Target, Termination},
+    state::{Entry, ProxyIn, Termination},
     telemetry::{Cause, End, Side, Stage},
     tls,
 };
@@ -33,13 +34,12 @@ pub(super) async fn pass<'w>(
     entry: &Entry,
 ) -> Result<Option<Secured<'w>>, End> {
     let _there = entry.begin(&books.listener).map_err(|why| books.refuse(why))?;
+    destination::read(client.get_ref(), books, entry)?;
     header::read(client, books, entry).await?;
     if entry.proxy_header != ProxyIn::Off {
         books.admit(entry, books.client.ip())?;
     }
-    if books.told().destination.is_none() {
-        books.tell_more().destination = local(client.get_ref());
-    }
+    destination::compare(client.get_ref(), books);
     let deadline = Instant::now() + entry.handshake_timeout;
     if entry.reads_hello() {
         hello::read(client, books, entry, deadline).await?;
@@ -62,31 +62,18 @@ pub(super) fn glance(client: &Peer, books: &mut Books, entry: &Entry) -> Option<
     {
         return Some(Err(end));
     }
-    if entry.routes.ask_for_destination() {
-        books.tell_more().destination = local(client);
+    if entry.routes.ask_for_destination()
+        && let Err(end) = destination::read(client, books, entry)
+    {
+        return Some(Err(end));
     }
     Some(take_route(books))
 }
 
-/// The address that the client has connected to.
-fn local(client: impl AsFd) -> Option<SocketAddr> {
-    rustix::net::getsockname(client).ok().and_then(|address| SocketAddr::try_from(address).ok())
-}
-
 /// Finds out whether a pool takes the session, by a route that its client may use.
 fn take_route(books: &mut Books) -> Result<(), End> {
-    if leads_nowhere(books) {
-        books.listener.refusals.count("no_route");
-        return Err(ended(Side::Proxy, Stage::Route, Cause::NoRoute));
-    }
+    destination::lead(books)?;
     admit::take_route(books)
-}
-
-/// True if no pool takes such a session.
-fn leads_nowhere(books: &Books) -> bool {
-    let snapshot = books.shared.snapshot();
-    let listener = snapshot.listener(&books.listener);
-    listener.is_none_or(|listener| matches!(listener.route(books.client.ip(), books.told()), Target::Refuse))
 }
 
 async fn shake_hands<'w>(
@@ -258,7 +245,7 @@ mod tests {
             Malformed::Checksum,
         ];
         let words = hellos.map(Why::as_str).into_iter().chain(headers.map(Malformed::as_str));
-        for word in words.chain(["untrusted", "no_route"]) {
+        for word in words.chain(["untrusted", "no_route", "loop"]) {
             assert_eq!(REFUSALS.iter().filter(|known| **known == word).count(), 1, "{word}");
         }
     }

@@ -43,6 +43,7 @@ fn hears(plane: &Plane, entry: Entry) {
         generation,
         listeners: vec![Arc::new(listener)],
         pools: vec![pool],
+        ..Snapshot::default()
     }));
 }
 

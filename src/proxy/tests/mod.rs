@@ -67,6 +67,7 @@ impl Plane {
             keepalive: KEEPALIVE,
             fast_open: None,
             tuning: Tuning::default(),
+            transparent: false,
         };
         let sockets = net::listen(&options, workers).unwrap();
         let address = sockets[0].local_addr().unwrap();
@@ -151,7 +152,12 @@ fn put_in_force(shared: &Shared, cell: &Arc<ListenerCell>, pool: Pool, limits: S
     let pool = Arc::new(pool);
     let listener = Listener::plain(Arc::clone(cell), Arc::clone(&pool), limits);
     let generation = Generation(shared.snapshot().generation.0 + 1);
-    shared.publish(Arc::new(Snapshot { generation, listeners: vec![Arc::new(listener)], pools: vec![pool] }));
+    shared.publish(Arc::new(Snapshot {
+        generation,
+        listeners: vec![Arc::new(listener)],
+        pools: vec![pool],
+        ..Snapshot::default()
+    }));
 }
 
 /// An endpoint that plays `story` on each connection.

@@ -39,6 +39,11 @@ impl Net {
         Some(Self { name })
     }
 
+    /// Its name, as `ip -n` takes it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs a test in here: on a thread of its own, as threads and processes that it starts are then here too.
     pub(crate) fn run(&self, test: impl AsyncFnOnce() + Send) {
         let inside = || {

@@ -98,6 +98,7 @@ impl Target {
             keepalive: KEEPALIVE,
             fast_open: None,
             tuning: Tuning::default(),
+            transparent: false,
         };
         let listeners = net::listen(&listen, options.threads.max(1))?;
         let address = listeners.first().map_or(Ok(options.address), TcpListener::local_addr)?;

@@ -177,7 +177,7 @@ impl Spares {
             if !accept::is_roomy(shared) {
                 return false;
             }
-            let begun = connect::begin_spare(&endpoint, &socket)
+            let begun = connect::begin_spare(&endpoint, &socket, shared)
                 .inspect(|upstream| keepalive.into_iter().for_each(|how| net::guard(upstream, how)))
                 .and_then(|upstream| self.store.dialling(place, upstream, now).map_err(|_| EXHAUSTED));
             let watched = begun.and_then(|token| {

@@ -380,6 +380,7 @@ fn of(pools: &[(Arc<Pool>, Duration)]) -> Vec<Wanted> {
         generation: Generation(1),
         listeners: pools.iter().map(|(pool, idle)| listener(pool, *idle)).collect(),
         pools: pools.iter().map(|(pool, _)| Arc::clone(pool)).collect(),
+        ..Snapshot::default()
     };
     wanted(&snapshot, 0, 1)
 }
