@@ -22,7 +22,9 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use toml::{Table, Value};
 
-use crate::harness::{Backend, Place, Process, binary, connect, eventually, run, soon};
+use crate::harness::{
+    Backend, Net, Place, Process, binary, command, connect, eventually, missing, run, skip, soon,
+};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -196,6 +198,12 @@ async fn transplant(
     for listener in tables(config, "listener") {
         let bind = place.free();
         listener.insert("bind".to_owned(), bind.to_string().into());
+        for route in tables(listener, "route") {
+            if route.contains_key("destination") {
+                // No firewall sends anything here: what clients ask for is the listener.
+                route.insert("destination".to_owned(), Value::Array(vec![bind.to_string().into()]));
+            }
+        }
         let routes = tables(listener, "route").into_iter().filter_map(|route| route.get("sni")?.as_array());
         let names: Vec<String> = routes.flatten().map(|name| name.as_str().unwrap().to_owned()).collect();
         let mut door = Door { bind, names: None };
@@ -267,6 +275,28 @@ async fn every_example_is_right_as_it_stands_and_carries_traffic() {
         drop(proxy);
     }
     assert!(secured >= 2, "TLS ends in an example");
+}
+
+#[test]
+fn the_firewall_takes_every_rule_in_the_examples() {
+    let test = "the_firewall_takes_every_rule_in_the_examples";
+    if let Some(reason) = missing(&["nft", "iptables"]) {
+        return skip(test, &reason);
+    }
+    let Some(net) = Net::new(test) else { return };
+    net.run(async || {
+        let mut rules = 0;
+        for example in paths(&root().join("config"), "toml") {
+            let text = std::fs::read_to_string(&example).unwrap();
+            for line in text.lines().filter_map(|line| line.strip_prefix("#     ")) {
+                if ["nft ", "iptables ", "ip "].iter().any(|program| line.starts_with(program)) {
+                    command(&["sh", "-c", line]).unwrap();
+                    rules += 1;
+                }
+            }
+        }
+        assert!(rules >= 10, "{rules}");
+    });
 }
 
 #[tokio::test]
