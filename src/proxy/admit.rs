@@ -18,18 +18,6 @@ pub(super) fn come_in(books: &mut Books) -> Result<(), End> {
     books.come_in(listener.and_then(|listener| listener.entry.as_deref()))
 }
 
-/// Lets a session go on by the route that it takes, if its client may use that.
-pub(super) fn take_route(books: &mut Books) -> Result<(), End> {
-    let snapshot = books.shared.snapshot();
-    let listener = snapshot.listener(&books.listener);
-    let Some(entry) = listener.and_then(|listener| listener.entry.as_ref()) else { return Ok(()) };
-    let client = books.client.ip();
-    if entry.may_use(entry.routes.find(client, books.told()), client) {
-        return Ok(());
-    }
-    Err(End { stage: Stage::Route, ..books.refuse(Refusal::Denied) })
-}
-
 impl Books {
     /// Lets the session in, once. Where a PROXY header comes first, its client is let in later: [`Books::admit`].
     pub(super) fn come_in(&mut self, entry: Option<&Entry>) -> Result<(), End> {

@@ -187,7 +187,7 @@ pub(super) fn first(books: &mut Books, client: &Peer) -> First {
     if target.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain()) {
         return First::Slow;
     }
-    let plan = chosen(books, &snapshot, listener, (&[], false));
+    let plan = choose(books, &snapshot, (listener, target), (&[], false));
     plan.map_or(First::Over(NO_ENDPOINT), |plan| First::Dial(plan, heard))
 }
 
@@ -196,16 +196,16 @@ pub(super) fn first(books: &mut Books, client: &Peer) -> First {
 pub(super) fn plan(books: &mut Books, tried: &[Arc<EndpointIdentity>], spread: bool) -> Option<Plan> {
     let snapshot = books.shared.snapshot();
     let listener = snapshot.listener(&books.listener)?;
-    chosen(books, &snapshot, listener, (tried, spread))
+    let target = listener.route(books.client.ip(), books.told());
+    choose(books, &snapshot, (listener, target), (tried, spread))
 }
 
-fn chosen(
+fn choose(
     books: &mut Books,
     snapshot: &Snapshot,
-    listener: &Listener,
+    (listener, target): (&Listener, &Target),
     (tried, spread): (&[Arc<EndpointIdentity>], bool),
 ) -> Option<Plan> {
-    let target = listener.route(books.client.ip(), books.told());
     books.generation = snapshot.generation;
     let pool = target.pool()?;
     if books.pool.as_ref() != Some(&pool.name) {

@@ -53,8 +53,16 @@ impl Listener {
     /// Where a session goes that has told this.
     #[must_use]
     pub fn route(&self, source: IpAddr, told: &Told) -> &Target {
-        let route = self.entry.as_ref().and_then(|entry| entry.routes.find(source, told));
-        route.and_then(|route| self.routed.get(route)).unwrap_or(&self.target)
+        self.find(source, told).0
+    }
+
+    /// The same, and whether its client may take the route that leads there.
+    #[must_use]
+    pub fn find(&self, source: IpAddr, told: &Told) -> (&Target, bool) {
+        let Some(entry) = &self.entry else { return (&self.target, true) };
+        let route = entry.routes.find(source, told);
+        let target = route.and_then(|route| self.routed.get(route)).unwrap_or(&self.target);
+        (target, entry.may_use(route, source))
     }
 
     /// The pools that its sessions may come to.

@@ -6,7 +6,7 @@ use super::ended;
 use crate::{
     net::Intercept,
     proxy::{ourselves, session::Books},
-    state::{Entry, Target},
+    state::{Entry, Refusal, Target},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -44,28 +44,25 @@ pub(super) fn compare(client: impl AsFd, books: &mut Books) {
 /// Finds out whether the session has somewhere to go.
 ///
 /// # Errors
-/// No pool takes it, or it would come back to this process.
+/// No pool takes it, its client may not use the route that leads there, or it would come back to this process.
 pub(super) fn lead(books: &mut Books) -> Result<(), End> {
-    let nowhere = {
-        let snapshot = books.shared.snapshot();
-        let listener = snapshot.listener(&books.listener);
-        match listener.map_or(&Target::Refuse, |listener| listener.route(books.client.ip(), books.told())) {
-            Target::Pool(_) => return Ok(()),
-            Target::Refuse => true,
-            Target::AsAsked(_) => {
-                let asked = books.told().destination;
-                if !asked.is_some_and(|address| snapshot.own.is_reached_by(address)) {
-                    return Ok(());
-                }
-                false
-            }
+    let snapshot = books.shared.snapshot();
+    let found = snapshot.listener(&books.listener);
+    match found.map(|listener| listener.find(books.client.ip(), books.told())) {
+        None | Some((Target::Refuse, true)) => {
+            books.listener.refusals.count("no_route");
+            Err(NO_ROUTE)
         }
-    };
-    if nowhere {
-        books.listener.refusals.count("no_route");
-        return Err(NO_ROUTE);
+        Some((_, false)) => Err(End { stage: Stage::Route, ..books.refuse(Refusal::Denied) }),
+        Some((Target::Pool(_), true)) => Ok(()),
+        Some((Target::AsAsked(_), true)) => {
+            let asked = books.told().destination;
+            if asked.is_some_and(|address| snapshot.own.is_reached_by(address)) {
+                return Err(refused(books, "the client asks for an address of this proxy itself"));
+            }
+            Ok(())
+        }
     }
-    Err(refused(books, "the client asks for an address of this proxy itself"))
 }
 
 const NO_ROUTE: End = ended(Side::Proxy, Stage::Route, Cause::NoRoute);

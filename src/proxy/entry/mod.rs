@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{admit, peer::Peer, plain::Plain, relay::Watched, session::Books};
+use super::{peer::Peer, plain::Plain, relay::Watched, session::Books};
 use crate::{
     state::{Entry, ProxyIn, Termination},
     telemetry::{Cause, End, Side, Stage},
@@ -44,7 +44,7 @@ pub(super) async fn pass<'w>(
     if entry.reads_hello() {
         hello::read(client, books, entry, deadline).await?;
     }
-    take_route(books)?;
+    destination::lead(books)?;
     match &entry.tls {
         Some(tls) => shake_hands(client, books, tls, deadline).await.map(Some),
         None => Ok(None),
@@ -67,13 +67,7 @@ pub(super) fn glance(client: &Peer, books: &mut Books, entry: &Entry) -> Option<
     {
         return Some(Err(end));
     }
-    Some(take_route(books))
-}
-
-/// Finds out whether a pool takes the session, by a route that its client may use.
-fn take_route(books: &mut Books) -> Result<(), End> {
-    destination::lead(books)?;
-    admit::take_route(books)
+    Some(destination::lead(books))
 }
 
 async fn shake_hands<'w>(
