@@ -120,8 +120,8 @@ async fn enter(client: &Peer, books: &mut Books, entry: &Entry) -> Option<Over> 
             let end = Box::pin(edge::serve(&watched, secured, books)).await;
             Some(Over { end, in_order: end.is_clean() })
         }
-        // After a failed handshake the alert that says why is to arrive.
-        Err(end) => Some(Over { end, in_order: end.cause == Cause::Handshake }),
+        // After a failed handshake, and a hello that is none, the alert that says why is to arrive.
+        Err(end) => Some(Over { end, in_order: matches!(end.cause, Cause::Handshake | Cause::BadHello) }),
     }
 }
 

@@ -141,6 +141,26 @@ impl Why {
     }
 }
 
+/// The alert that tells a client why these bytes, the first of its connection, are no hello (RFC 8446 section 6.2): a
+/// record, to be sent as it is. Empty where they are one, or too few to know.
+#[must_use]
+pub fn alert(bytes: &[u8]) -> Vec<u8> {
+    let mut acceptor = Acceptor::default();
+    let (mut left, mut record) = (bytes, Vec::new());
+    while !left.is_empty() && acceptor.read_tls(&mut left).is_ok_and(|length| length > 0) {
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(_)) => break,
+            Err((_, mut alert)) => {
+                // Writing to memory cannot fail.
+                alert.write_all(&mut record).unwrap_or_default();
+                break;
+            }
+        }
+    }
+    record
+}
+
 /// What rustls makes of these bytes; `None`: not enough of them.
 fn ask(bytes: &[u8]) -> Option<Progress> {
     let mut acceptor = Acceptor::default();

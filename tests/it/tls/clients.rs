@@ -1,14 +1,20 @@
 //! Who is let in: certificates of clients, tickets, early data, protocols, key exchange.
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::Arc};
 
 use rustls::{AlertDescription as Alert, Error, HandshakeKind, NamedGroup};
 use serde_json::Value;
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tokio_rustls::client::TlsStream;
 
 use super::{Edge, NAME, answers, listeners};
-use crate::harness::{Authority, Backend, Carrier, Issued, Place, Proxy, Speaker, VERSIONS, soon, tls_error};
+use crate::harness::{
+    Authority, Backend, Carrier, Ending, Issued, Place, Proxy, Speaker, VERSIONS, connect, read_out, soon,
+    tls_error,
+};
 
 /// Shakes hands and asks something: the session, or the alert that came instead.
 async fn enter(client: &Speaker, address: std::net::SocketAddr) -> Result<TlsStream<TcpStream>, Alert> {
@@ -221,7 +227,7 @@ async fn a_client_and_a_listener_agree_on_a_protocol_or_part() {
         let before = proxy.lines();
         let mut stream = enter(&Speaker::new(&edge.authority, None).alpn(offered), address).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), agreed.map(str::as_bytes), "{offered:?}");
-        tokio::io::AsyncWriteExt::shutdown(&mut stream).await.unwrap();
+        stream.shutdown().await.unwrap();
         soon("the end", stream.read_to_end(&mut Vec::new())).await.unwrap();
         let line = proxy.session_line(before).await;
         assert_eq!((line["alpn"].as_str(), &line["tls"]), (agreed, &"TLSv1.3".into()), "{line}");
@@ -231,4 +237,36 @@ async fn a_client_and_a_listener_agree_on_a_protocol_or_part() {
     let client = Speaker::new(&edge.authority, None).alpn(&["imap"]);
     assert_eq!(enter(&client, speaks).await.map(drop), Err(Alert::NoApplicationProtocol));
     assert_eq!(refusal(&proxy, before).await.0, "no_shared_protocol");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_no_right_hello_is_told_so_with_an_alert() {
+    let place = Place::new();
+    let echo = Backend::echo(&place).await;
+    let edge = Edge::new();
+    let (proxy, address) = edge.before(Carrier::default(), &place, echo.address, "").await;
+    let mut hello = Vec::new();
+    let client = Arc::new(Speaker::new(&edge.authority, None).config);
+    let mut begun = rustls::ClientConnection::new(client, NAME.try_into().unwrap()).unwrap();
+    begun.write_tls(&mut hello).unwrap();
+    // The length of the session id, which then takes what follows it.
+    hello[5 + 4 + 2 + 32] = 255;
+    for (bytes, word) in [
+        (hello.as_slice(), "malformed_hello"),
+        (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "malformed_hello"),
+        (b"GET / HTTP/1.1\r\n\r\n", "not_tls"),
+    ] {
+        let before = proxy.lines();
+        let mut stream = connect(address).await;
+        stream.write_all(bytes).await.unwrap();
+        let (answer, ending) = read_out(&mut stream).await;
+        assert_eq!(
+            (answer.first(), answer.get(5..), ending),
+            (Some(&21), Some(&[2, 50][..]), Ending::Clean),
+            "{word}"
+        );
+        let line = refused_line(&proxy, before).await;
+        assert_eq!((&line["refused"], &line["cause"]), (&word.into(), &"bad_hello".into()), "{line}");
+    }
+    assert_eq!(echo.accepted(), 0);
 }
