@@ -42,7 +42,8 @@ pub(super) async fn watch(view: Arc<View>) {
             ceiling.bytes = bytes(wanted);
             view.shared.memory.set_ceiling(ceiling.bytes);
         }
-        let resident = resident().unwrap_or_default();
+        // Without a ceiling it is asked for by nobody.
+        let resident = ceiling.bytes.and_then(|_| resident()).unwrap_or_default();
         if let Some(short) = ceiling.look(resident) {
             view.shared.memory.set_short(short);
             tell(&view, short, resident, ceiling.bytes);

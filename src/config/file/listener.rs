@@ -50,7 +50,8 @@ pub(in crate::config) struct Listener {
     pub(in crate::config) tls: Key<ListenerTlsTable>,
 
     /// A PROXY header (version 1 or 2) at the start of each connection, from a balancer before this proxy: `off`, `required`
-    /// (a connection without one is closed), or `optional`. The addresses in it are then those of the session.
+    /// (a connection without one is closed), or `optional`. The addresses in it are then those of the session. With
+    /// `optional` a client that says nothing is waited for until `header_timeout`, then served without one.
     #[schemars(extend("default" = ProxyInWord::Off.word()))]
     pub(in crate::config) proxy_header: Key<Word<ProxyInWord>>,
 
@@ -110,7 +111,8 @@ pub(in crate::config) struct Listener {
     #[schemars(extend("default" = time_text(defaults::HANDSHAKE_TIMEOUT)))]
     pub(in crate::config) handshake_timeout: Key<Time>,
 
-    /// The longest ClientHello that is read, `"4KiB"` to `"64KiB"`. Those with post-quantum keys take 2 KiB.
+    /// The longest ClientHello that is read, `"4KiB"` to `"64KiB"`. Those with post-quantum keys take 2 KiB. It must fit into
+    /// `receive_buffer`, if that is set, as it is looked at as a whole before it is taken from there.
     #[schemars(extend("default" = "32KiB"))]
     pub(in crate::config) hello_bytes: Key<SizeText>,
 

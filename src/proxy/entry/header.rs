@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{Look, ended, from_now, peruse, take};
 use crate::{
     ids::Tlv,
-    proxy::{relay::Watched, session::Books},
+    proxy::{connect, relay::Watched, session::Books},
     state::{Entry, ProxyIn},
     telemetry::{Cause, End, Side, Stage},
     wire::proxy_header::{self, Beginning, DEFAULT_LIMIT, Header, Malformed, Name},
@@ -54,6 +54,11 @@ pub(super) async fn read(client: &Watched<'_>, books: &mut Books, entry: &Entry)
     .await;
     if let Some(malformed) = why {
         books.turn_away(malformed.as_str(), reason(malformed).into());
+    }
+    let is_silent = || !connect::has_sent(client.get_ref());
+    if optional && matches!(found, Err(End { cause: Cause::TimedOut, .. })) && is_silent() {
+        // Who waits for the endpoint to speak first has no header to send.
+        return Ok(());
     }
     let Some((header, length)) = found? else { return Ok(()) };
     take(client, length)?;

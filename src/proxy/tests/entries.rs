@@ -95,6 +95,26 @@ async fn a_session_that_goes_on_elsewhere_is_asked_for_no_second_header() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_may_send_a_header_and_says_nothing_is_served() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let greeting = endpoint(|mut stream| async move {
+            stream.write_all(b"220 ready").await.unwrap();
+            stream.read_u8().await.unwrap_err();
+        });
+        let plane = Plane::start(carrier, 1, &[greeting.await]).await;
+        let networks = vec!["127.0.0.0/8".parse().unwrap()];
+        let header_timeout = Duration::from_millis(50);
+        hears(&plane, Entry { proxy_header: ProxyIn::Optional(networks), header_timeout, ..entry() });
+        let mut client = TcpStream::connect(plane.address).await.unwrap();
+        let mut greeted = [0; 9];
+        soon(client.read_exact(&mut greeted)).await.unwrap();
+        assert_eq!(&greeted, b"220 ready", "{carrier:?}");
+        drop(client);
+        plane.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hello_is_routed_whether_it_comes_whole_or_in_pieces() {
     for carrier in [Carrier::Engine, Carrier::Tokio] {
         let plane = Plane::start(carrier, 1, &[echo().await]).await;
