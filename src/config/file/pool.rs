@@ -94,6 +94,7 @@ pub(in crate::config) struct Pool {
     /// client starts that time anew. One that takes longer, or ends the session before, has not answered: that counts
     /// against it, as a failed connect does. Only for services of which the client speaks first and that always answer
     /// (HTTP, TLS, Redis, PostgreSQL); not for one-way protocols. Until the first byte such a session costs more CPU.
+    /// Where TLS ends or begins here, it is not watched, and nothing is sent again.
     #[schemars(extend("x-default" = "off"))]
     pub(in crate::config) first_byte_timeout: Key<Time>,
 
