@@ -15,7 +15,7 @@ use crate::{
     ids::PoolName,
     state::{
         Access, Admission, Bandwidth, Condition, Connect, Entry, Limits, ListenerCell, Origination, Pool,
-        ProxyIn, ProxyOut, Routes, ServerName as Sni, Towards,
+        ProxyIn, ProxyOut, Routes, ServerName as Sni, Termination, Towards,
     },
 };
 
@@ -41,13 +41,10 @@ pub(super) fn entry(
         None => Some(Admission::new(cell, limits)),
     };
     if let Some((as_before, made)) = before {
-        let same_tls = match (&made.tls, &tls) {
-            (None, None) => true,
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            _ => false,
-        };
-        let same_limits = made.admission.as_ref().map(Arc::as_ptr) == admission.as_ref().map(Arc::as_ptr);
-        if *as_before == *config && same_tls && same_limits {
+        // What the files are made into is wrapped anew at each look at them.
+        let settings = |tls: &Option<Arc<Termination>>| tls.as_ref().map(|tls| Arc::clone(&tls.config));
+        let same_tls = is_same(settings(&made.tls).as_ref(), settings(&tls).as_ref());
+        if *as_before == *config && same_tls && is_same(made.admission.as_ref(), admission.as_ref()) {
             return Some(Arc::clone(made));
         }
     }
@@ -71,6 +68,11 @@ pub(super) fn entry(
     });
     inputs.entries.insert(name.clone(), (config.clone(), Arc::clone(&made)));
     Some(made)
+}
+
+/// True if both are the same object, or nothing.
+pub(super) fn is_same<T: ?Sized>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+    a.map(Arc::as_ptr) == b.map(Arc::as_ptr)
 }
 
 fn access(config: &config::Access) -> Access {

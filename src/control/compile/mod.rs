@@ -22,8 +22,8 @@ use crate::{
     config::{self, WhenAllDown},
     ids::{CloudName, Generation, PoolName},
     state::{
-        AllDown, Connect, Endpoint, Entry, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot,
-        Target, Tier,
+        AllDown, Connect, Endpoint, Group, Hedge, Listener, Pool, Replay, SessionLimits, Snapshot, Target,
+        Tier,
     },
 };
 
@@ -85,15 +85,10 @@ fn compile_listener(
     };
     let routed: Box<[Target]> = config.entry.routes.iter().map(|route| target(&route.target)).collect();
     let target = target(&config.target);
-    let same_entry = |old: &Option<Arc<Entry>>| match (old, &entry) {
-        (None, None) => true,
-        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-        _ => false,
-    };
     let same = before.listener(&listener.cell).filter(|old| {
         old.target.is(&target)
             && *old.limits == limits
-            && same_entry(&old.entry)
+            && entry::is_same(old.entry.as_ref(), entry.as_ref())
             && old.routed.len() == routed.len()
             && old.routed.iter().zip(&routed).all(|(a, b)| a.is(b))
     });

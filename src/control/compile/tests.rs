@@ -8,7 +8,7 @@ use crate::{
     control::{Name, Notice, health::Verdict, verdicts::Opinion},
     ids::{EndpointKey, ListenerName},
     net::Bind,
-    state::{ListenerCell, Take},
+    state::{ListenerCell, Take, Termination},
 };
 
 fn health() -> config::Health {
@@ -337,6 +337,36 @@ fn limits_are_kept_while_they_are_the_same_and_the_bucket_of_a_pool_always() {
     drop(inside);
     bed.configure(with(None, &[], None));
     assert!(bed.snapshot.listeners[0].entry.is_none());
+}
+
+#[test]
+fn a_look_at_files_that_have_not_changed_leaves_a_listener_as_it_is() {
+    let settings = |config| Arc::new(Termination { config, clients: None });
+    let made = || {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider);
+        let nobody = Arc::new(rustls::server::ResolvesServerCertUsingSni::new());
+        let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        Arc::new(builder.with_cert_resolver(nobody))
+    };
+    let mut config = config(failover(), false, &FOUR);
+    config.listeners[0].entry.tls = Some(config::ListenerTls {
+        certificates: Vec::new(),
+        min_version: config::TlsVersion::V12,
+        alpn: Vec::new(),
+        clients: config::ClientCertificates::Off,
+        tickets: None,
+    });
+    let mut bed = Bed::new(config);
+    let mut look = |made: &Arc<rustls::ServerConfig>| {
+        bed.inputs.tls.servers.insert(ListenerName::from("l"), settings(Arc::clone(made)));
+        bed.compile(&Dirty::All);
+        bed.snapshot.listeners[0].entry.clone().unwrap()
+    };
+    let first = made();
+    let entry = look(&first);
+    assert!(Arc::ptr_eq(&entry, &look(&first)));
+    assert!(!Arc::ptr_eq(&entry, &look(&made())));
 }
 
 #[test]
