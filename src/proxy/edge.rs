@@ -9,7 +9,7 @@ use super::{
     entry,
     peer::Peer,
     plain::Plain,
-    relay::{Below, Outcome, Watched, relay_streams},
+    relay::{Below, Outcome, Pace, Watched, relay_streams},
     session::Books,
     towards,
 };
@@ -106,7 +106,7 @@ pub(super) async fn pass_on<'w>(
     client: &'w Watched<'w>,
     upstream: &Peer,
     books: &mut Books,
-    (pool, limits): (&Pool, Arc<SessionLimits>),
+    (pool, limits, pace): (&Pool, Arc<SessionLimits>, Pace),
 ) -> Option<End> {
     net::set_nodelay(upstream);
     let Ok(other) = sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
@@ -114,7 +114,7 @@ pub(super) async fn pass_on<'w>(
     };
     let mut plain = Plain(client);
     let below = Below { stream: &mut plain, socket: client };
-    let with = (limits, connect::pace(books, pool));
+    let with = (limits, pace);
     let outcome = match &pool.towards.tls {
         None => {
             let mut plain = Plain(&other);

@@ -66,8 +66,9 @@ async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, en
             Ok(established) => established,
             Err(end) => return books.close(end),
         };
-        if pool.towards.tls.is_some() || !connect::pace(&books, &pool).is_free() {
-            match Box::pin(edge::pass_on(&watched, &upstream, &mut books, (&pool, limits))).await {
+        let pace = connect::pace(&books, &pool);
+        if pool.towards.tls.is_some() || !pace.is_free() {
+            match Box::pin(edge::pass_on(&watched, &upstream, &mut books, (&pool, limits, pace))).await {
                 Some(end) => break (upstream, end),
                 None => continue,
             }

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use tokio::time::Instant;
 
-use super::{Look, ended, from_now, peruse, take};
+use super::{Look, ended, peruse, take};
 use crate::{
     ids::Tlv,
     proxy::{connect, relay::Watched, session::Books},
@@ -37,8 +38,9 @@ pub(super) async fn read(client: &Watched<'_>, books: &mut Books, entry: &Entry)
         ProxyIn::Optional(from) if holds(from, peer) => true,
         ProxyIn::Optional(_) => return Ok(()),
     };
+    let deadline = Instant::now() + entry.header_timeout;
     let mut why = None;
-    let found = peruse(client, DEFAULT_LIMIT, from_now(entry.header_timeout), |bytes| {
+    let found = peruse(client, DEFAULT_LIMIT, deadline, |bytes| {
         if optional && proxy_header::begins_like_one(bytes) == Beginning::No {
             return Ok(Look::Found(None));
         }

@@ -5,7 +5,7 @@ mod destination;
 mod header;
 mod hello;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use rustix::net::RecvFlags;
 use tokio::{
@@ -199,11 +199,6 @@ fn take(client: &Watched<'_>, length: usize) -> Result<(), End> {
         Ok((taken, _)) if taken == length => Ok(()),
         _ => Err(ended(Side::Client, Stage::Accept, Cause::Reset)),
     }
-}
-
-/// When a wait of this length is over.
-fn from_now(time: Duration) -> Instant {
-    Instant::now() + time
 }
 
 #[cfg(test)]
