@@ -124,16 +124,32 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-#[test]
-fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
-    let families = check(&page(&view()).unwrap());
-    let value = |family: &str, name: &str, wanted: &[(&str, &str)]| {
-        let samples = &families[family].1;
+/// The families of a page, to be asked for single values.
+struct Shown(BTreeMap<String, (String, Vec<Sample>)>);
+
+impl Shown {
+    fn value(&self, family: &str, name: &str, wanted: &[(&str, &str)]) -> f64 {
+        let samples = &self.0[family].1;
         let sample = samples.iter().find(|sample| sample.name == name && sample.labels == labels(wanted));
         sample.unwrap_or_else(|| panic!("{name} {wanted:?} in {samples:#?}")).value
-    };
-    let counter = |family: &str, wanted: &[_]| value(family, &format!("{family}_total"), wanted);
-    let gauge = |family: &str, wanted: &[_]| value(family, family, wanted);
+    }
+
+    fn counter(&self, family: &str, wanted: &[(&str, &str)]) -> f64 {
+        self.value(family, &format!("{family}_total"), wanted)
+    }
+
+    fn gauge(&self, family: &str, wanted: &[(&str, &str)]) -> f64 {
+        self.value(family, family, wanted)
+    }
+}
+
+#[test]
+fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
+    let shown = Shown(check(&page(&view()).unwrap()));
+    let families = &shown.0;
+    let value = |family: &str, name: &str, wanted: &[_]| shown.value(family, name, wanted);
+    let counter = |family: &str, wanted: &[_]| shown.counter(family, wanted);
+    let gauge = |family: &str, wanted: &[_]| shown.gauge(family, wanted);
     assert_eq!(counter("twinspan_connections_accepted", &[("listener", "pg"), ("transport", "tcp")]), 2.0);
     assert_eq!(counter("twinspan_connections_rejected", &[("listener", "pg"), ("reason", "exhausted")]), 1.0);
     let end = [("listener", "pg"), ("side", "upstream"), ("stage", "relay"), ("cause", "reset")];
@@ -184,14 +200,9 @@ fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
 
 #[test]
 fn the_page_tells_of_handshakes_refusals_and_certificates() {
-    let families = check(&page(&view()).unwrap());
-    let value = |family: &str, name: &str, wanted: &[(&str, &str)]| {
-        let samples = &families[family].1;
-        let sample = samples.iter().find(|sample| sample.name == name && sample.labels == labels(wanted));
-        sample.unwrap_or_else(|| panic!("{name} {wanted:?} in {samples:#?}")).value
-    };
-    let counter = |family: &str, wanted: &[_]| value(family, &format!("{family}_total"), wanted);
-    let gauge = |family: &str, wanted: &[_]| value(family, family, wanted);
+    let shown = Shown(check(&page(&view()).unwrap()));
+    let counter = |family: &str, wanted: &[_]| shown.counter(family, wanted);
+    let gauge = |family: &str, wanted: &[_]| shown.gauge(family, wanted);
     assert_eq!(counter("twinspan_tls_handshakes", &[("listener", "pg"), ("result", "resumed")]), 1.0);
     assert_eq!(counter("twinspan_upstream_tls_handshakes", &[("pool", "db"), ("result", "unknown_ca")]), 1.0);
     assert_eq!(counter("twinspan_refused_entries", &[("listener", "pg"), ("reason", "no_route")]), 1.0);
