@@ -6,6 +6,7 @@
 
 mod flow;
 mod pace;
+mod patience;
 mod polled;
 mod splice;
 mod streams;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 
 use self::{
     flow::{Broken, Flow, Step},
-    watch::{Look, Watch},
+    patience::{Done, Patience},
 };
 pub(super) use self::{
     pace::Pace,
@@ -81,19 +82,10 @@ pub(super) enum Turn {
 /// when a socket is ready, and [`Relay::expired`] when [`Relay::deadline`] has come.
 #[derive(Debug)]
 pub(super) struct Relay {
-    limits: Arc<SessionLimits>,
+    patience: Patience,
     to_upstream: Flow,
     to_client: Flow,
     state: State,
-    /// Who ended its direction first.
-    first_end: Option<Side>,
-    last_moved: Instant,
-    /// Bytes that the peers had acknowledged when they were last counted.
-    acknowledged: u64,
-    /// Bytes that are here already waited for a peer when it was last looked.
-    waiting: bool,
-    dies: Option<Instant>,
-    watch: Watch,
 }
 
 #[derive(Debug)]
@@ -124,16 +116,10 @@ impl Relay {
     /// A relay that begins now.
     pub(super) fn new(now: Instant, limits: Arc<SessionLimits>) -> Self {
         Self {
+            patience: Patience::new(now, limits),
             to_upstream: Flow::default(),
             to_client: Flow::default(),
             state: State::Open,
-            first_end: None,
-            last_moved: now,
-            acknowledged: 0,
-            waiting: false,
-            dies: limits.lifetime.map(|lifetime| now + lifetime),
-            watch: Watch::new(now, &limits),
-            limits,
         }
     }
 
@@ -163,8 +149,7 @@ impl Relay {
         let before = self.moved();
         let turn = self.step(pair, now);
         if self.moved() != before {
-            self.last_moved = now;
-            self.watch.moved(now, &self.limits);
+            self.patience.moved(now);
         }
         turn
     }
@@ -211,8 +196,8 @@ impl Relay {
         };
         match (up, down) {
             (Step::Ended, Step::Ended) => {
-                self.watch.leave(pair.client, pair.upstream);
-                return Turn::Ended(End::closed(self.first_end.unwrap_or(Side::Client)));
+                self.patience.leave(pair.client, pair.upstream);
+                return Turn::Ended(End::closed(self.patience.first_end()));
             }
             (Step::Ended, _) => self.half_closed(Side::Client, now),
             (_, Step::Ended) => self.half_closed(Side::Upstream, now),
@@ -223,8 +208,7 @@ impl Relay {
 
     fn half_closed(&mut self, ended: Side, now: Instant) {
         if let State::Open = self.state {
-            self.first_end = Some(ended);
-            self.last_moved = now;
+            self.patience.ended(ended, now);
             self.state = State::HalfClosed;
         }
     }
@@ -242,7 +226,7 @@ impl Relay {
 
     fn die<S: Socket>(&mut self, dead: Side, end: End, pair: &Pair<'_, S>, now: Instant) -> Turn {
         // A slow client may take as long for its last bytes as a living one may stay silent.
-        let patience = if dead == Side::Client { CLIENT_GONE } else { self.limits.user_timeout };
+        let patience = if dead == Side::Client { CLIENT_GONE } else { self.patience.limits.user_timeout };
         let arrived = if dead == Side::Client { 0 } else { arrived(&self.to_client, pair.client) };
         let abort = Abort { dead, end, deadline: now + patience, look: None, left: None, arrived };
         self.state = State::Aborting(Box::new(abort));
@@ -275,7 +259,7 @@ impl Relay {
         }
         if abort.dead == Side::Upstream && abort.left != Some(waiting) {
             // A slow client is served for as long as it reads.
-            abort.deadline = now + self.limits.user_timeout;
+            abort.deadline = now + self.patience.limits.user_timeout;
         }
         abort.left = Some(waiting);
         let pause = abort.look.map_or(LOOK_FIRST, |(_, pause)| (pause * 2).min(LOOK_MOST));
@@ -287,75 +271,38 @@ impl Relay {
 
     /// When something is due at the latest.
     pub(super) fn deadline(&self) -> Instant {
-        let (due, look) = match &self.state {
-            State::Open | State::HalfClosed => (self.last_moved + self.silence(), self.watch.due()),
-            State::Aborting(abort) => (abort.deadline, abort.look.map(|(at, _)| at)),
-        };
-        [self.dies, look].into_iter().flatten().fold(due, Instant::min)
-    }
-
-    /// How long nothing may move. What waits for a slow reader is not silence of the other side.
-    fn silence(&self) -> Duration {
-        match self.state {
-            State::HalfClosed if !self.waiting => self.limits.half_closed.min(self.limits.idle),
-            _ => self.limits.idle,
+        match &self.state {
+            State::Open | State::HalfClosed => self.patience.deadline(),
+            State::Aborting(abort) => {
+                let look = abort.look.map(|(at, _)| at);
+                [self.patience.dies(), look].into_iter().flatten().fold(abort.deadline, Instant::min)
+            }
         }
     }
 
     /// What a deadline that has come means: the session's end, or another turn.
     pub(super) fn expired<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) -> Option<End> {
-        let end = |side, cause| Some(End { side, stage: Stage::Relay, cause });
-        if self.dies.is_some_and(|at| now >= at) {
-            return end(Side::Proxy, Cause::Lifetime);
+        if let Some(end) = self.patience.outlived(now) {
+            return Some(end);
         }
         if let State::Aborting(abort) = &mut self.state {
             if now >= abort.deadline && abort.dead == Side::Upstream {
                 let before = std::mem::replace(&mut abort.arrived, arrived(&self.to_client, pair.client));
                 if abort.arrived > before {
                     // A slow client is served for as long as it reads.
-                    abort.deadline = now + self.limits.user_timeout;
+                    abort.deadline = now + self.patience.limits.user_timeout;
                 }
             }
             return (now >= abort.deadline).then_some(abort.end);
         }
-        if self.watch.is_due(now) {
+        if self.patience.is_look_due(now) {
             self.to_upstream.poke();
             self.to_client.poke();
-            match self.watch.look(now, &self.limits, pair.client, pair.upstream) {
-                Look::Dead(side) => return end(side, Cause::TimedOut),
-                Look::Waiting => self.count(pair, now),
-                Look::Quiet if self.waiting => self.count(pair, now),
-                Look::Quiet => {}
-            }
         }
-        if now < self.last_moved + self.silence() {
-            return None;
-        }
-        self.count(pair, now);
-        if now < self.last_moved + self.silence() {
-            return None;
-        }
-        match self.state {
-            State::HalfClosed if !self.waiting => {
-                // The side that has not ended is the silent one.
-                let silent = if self.first_end == Some(Side::Client) { Side::Upstream } else { Side::Client };
-                end(silent, Cause::HalfClosed)
-            }
-            _ => end(Side::Client, Cause::Idle),
-        }
-    }
-
-    /// Counts what the peers have acknowledged: bytes that leave the kernel's buffers are movement too.
-    fn count<S: Socket>(&mut self, pair: &Pair<'_, S>, now: Instant) {
-        let left = net::waiting(pair.client) + net::waiting(pair.upstream);
-        let waited = self.waiting;
-        self.waiting = left > 0 || self.to_upstream.is_stalled() || self.to_client.is_stalled();
-        let moved = self.moved();
-        let acknowledged = (moved.to_upstream + moved.to_client).saturating_sub(left as u64);
-        if (self.waiting || waited) && acknowledged > self.acknowledged {
-            self.last_moved = now;
-        }
-        self.acknowledged = acknowledged;
+        let Moved { to_upstream, to_client } = self.moved();
+        let stalled = self.to_upstream.is_stalled() || self.to_client.is_stalled();
+        let done = Done { moved: to_upstream + to_client, stalled };
+        self.patience.expired(now, done, pair.client, pair.upstream)
     }
 }
 

@@ -9,7 +9,6 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use tokio::{
@@ -20,7 +19,7 @@ use tokio::{
 use super::{
     CLIENT_GONE, LOOK_FIRST, LOOK_MOST, Pace, Watched,
     pace::Lane,
-    watch::{Look, Watch},
+    patience::{Done, Patience},
 };
 use crate::{
     net,
@@ -69,18 +68,12 @@ where
     books.show();
     let now = Instant::now();
     let mut relay = Streams {
-        watch: Watch::new(now, &limits),
         client,
         upstream,
         to_upstream: Flow { held: owed, ..Flow::default() },
         to_client: Flow::default(),
-        first_end: None,
-        last_moved: now,
-        dies: limits.lifetime.map(|lifetime| now + lifetime),
-        acknowledged: 0,
-        waiting: false,
+        patience: Patience::new(now, limits),
         pace,
-        limits,
     };
     let mut timer = pin!(sleep_until(relay.deadline()));
     let end = poll_fn(|context| {
@@ -91,7 +84,7 @@ where
     .await;
     match end {
         Ok(end) => {
-            relay.watch.leave(relay.client.socket, relay.upstream.socket);
+            relay.patience.leave(relay.client.socket, relay.upstream.socket);
             Outcome::Ended(end)
         }
         Err(end) if relay.is_lost(end, books) => Outcome::Lost(end, relay.to_upstream.held),
@@ -108,16 +101,8 @@ struct Streams<'a, 'w, C, U> {
     upstream: Below<'a, 'w, U>,
     to_upstream: Flow,
     to_client: Flow,
-    first_end: Option<Side>,
-    last_moved: Instant,
-    dies: Option<Instant>,
-    /// Bytes that the peers had acknowledged when they were last counted.
-    acknowledged: u64,
-    /// Bytes waited for a peer when it was last looked.
-    waiting: bool,
-    watch: Watch,
+    patience: Patience,
     pace: Pace,
-    limits: Arc<SessionLimits>,
 }
 
 /// One direction.
@@ -180,12 +165,11 @@ where
             };
             let now = Instant::now();
             if self.moved() != before {
-                self.last_moved = now;
-                self.watch.moved(now, &self.limits);
+                self.patience.moved(now);
             }
             self.note_ends(now);
             if self.to_upstream.state == Ends::Ended && self.to_client.state == Ends::Ended {
-                return Poll::Ready(Ok(End::closed(self.first_end.unwrap_or(Side::Client))));
+                return Poll::Ready(Ok(End::closed(self.patience.first_end())));
             }
             if up == Step::Again || down == Step::Again {
                 // Others first; this task is run again after them.
@@ -207,15 +191,11 @@ where
     }
 
     fn note_ends(&mut self, now: Instant) {
-        if self.first_end.is_some() {
-            return;
+        match (self.to_upstream.state, self.to_client.state) {
+            (Ends::Open, Ends::Open) => {}
+            (Ends::Open, _) => self.patience.ended(Side::Upstream, now),
+            _ => self.patience.ended(Side::Client, now),
         }
-        self.first_end = match (self.to_upstream.state, self.to_client.state) {
-            (Ends::Open, Ends::Open) => return,
-            (Ends::Open, _) => Some(Side::Upstream),
-            _ => Some(Side::Client),
-        };
-        self.last_moved = now;
     }
 
     /// True when the endpoint has reset the connection at once, or when the client had sent something, before a byte was
@@ -233,7 +213,7 @@ where
     async fn last_words(&mut self, end: End) {
         let patience = match end.side {
             Side::Client => CLIENT_GONE,
-            Side::Upstream => self.limits.user_timeout,
+            Side::Upstream => self.patience.limits.user_timeout,
             Side::Proxy | Side::Operator => return,
         };
         let (flow, sink) = if end.side == Side::Client {
@@ -263,55 +243,18 @@ where
     }
 
     fn deadline(&self) -> Instant {
-        let due = self.last_moved + self.silence();
         let pauses = [self.to_upstream.paused, self.to_client.paused];
-        [self.dies, self.watch.due()].into_iter().chain(pauses).flatten().fold(due, Instant::min)
-    }
-
-    /// How long nothing may move. What waits for a slow reader is not silence of the other side.
-    fn silence(&self) -> Duration {
-        let half_closed = self.first_end.is_some() && !self.waiting;
-        if half_closed { self.limits.half_closed.min(self.limits.idle) } else { self.limits.idle }
+        pauses.into_iter().flatten().fold(self.patience.deadline(), Instant::min)
     }
 
     fn expired(&mut self, now: Instant) -> Option<End> {
-        let end = |side, cause| Some(End { side, stage: Stage::Relay, cause });
-        if self.dies.is_some_and(|at| now >= at) {
-            return end(Side::Proxy, Cause::Lifetime);
+        if let Some(end) = self.patience.outlived(now) {
+            return Some(end);
         }
-        if self.watch.is_due(now) {
-            match self.watch.look(now, &self.limits, self.client.socket, self.upstream.socket) {
-                Look::Dead(side) => return end(side, Cause::TimedOut),
-                Look::Waiting => self.count(now),
-                Look::Quiet if self.waiting => self.count(now),
-                Look::Quiet => {}
-            }
-        }
-        if now >= self.last_moved + self.silence() {
-            self.count(now);
-        }
-        if now < self.last_moved + self.silence() {
-            return None;
-        }
-        match self.first_end {
-            // The side that has not ended is the silent one.
-            Some(Side::Client) if !self.waiting => end(Side::Upstream, Cause::HalfClosed),
-            Some(_) if !self.waiting => end(Side::Client, Cause::HalfClosed),
-            _ => end(Side::Client, Cause::Idle),
-        }
-    }
-
-    /// Counts what the peers have acknowledged: bytes that leave the kernel's buffers are movement too.
-    fn count(&mut self, now: Instant) {
-        let left = net::waiting(self.client.socket) + net::waiting(self.upstream.socket);
-        let waited = self.waiting;
-        self.waiting = left > 0 || self.to_upstream.is_stalled() || self.to_client.is_stalled();
-        let moved = self.moved();
-        let acknowledged = (moved.to_upstream + moved.to_client).saturating_sub(left as u64);
-        if (self.waiting || waited) && acknowledged > self.acknowledged {
-            self.last_moved = now;
-        }
-        self.acknowledged = acknowledged;
+        let Moved { to_upstream, to_client } = self.moved();
+        let stalled = self.to_upstream.is_stalled() || self.to_client.is_stalled();
+        let done = Done { moved: to_upstream + to_client, stalled };
+        self.patience.expired(now, done, self.client.socket, self.upstream.socket)
     }
 }
 
