@@ -203,7 +203,8 @@ pub(in crate::config) struct EjectionTable {
 
     /// Failed sessions in a row that eject an endpoint: those that could not connect, were overtaken by another
     /// endpoint, or got no first byte. One or two happen to a healthy one; five hardly do. Half of at least ten within
-    /// 10 s eject it too.
+    /// 10 s eject it too. Two are enough while its cloud has just lost another one in that way and no byte has come
+    /// from it since.
     #[schemars(range(min = 1, max = 1000), extend("default" = defaults::EJECTION_FAILURES))]
     pub(in crate::config) failures: Key<u32>,
 

@@ -35,12 +35,28 @@ impl Verdicts {
         for pool in &mut self.pools {
             pool.look(now);
         }
+        self.warn(now);
         self.settle(now);
         // What is taken back counts for the limits of what goes.
         self.relieve(now);
         self.restrain(now);
         self.pace(now);
         self.pools.iter_mut().for_each(|pool| pool.count_losses(now));
+    }
+
+    /// What is in use is warned if one of the same cloud has just died and no byte has come from it since: they often die
+    /// together, and each would otherwise be found out only by as many clients as the first.
+    fn warn(&mut self, now: Instant) {
+        let mut deaths: Vec<Option<Instant>> = vec![None; self.clouds.len()];
+        for record in self.pools.iter().flat_map(|pool| &pool.members) {
+            if let Some(last) = deaths.get_mut(record.cloud) {
+                *last = record.died(now).max(*last);
+            }
+        }
+        for record in self.pools.iter_mut().flat_map(|pool| &mut pool.members) {
+            let death = deaths.get(record.cloud).copied().flatten();
+            record.detector.warned = record.is_in() && death.is_some_and(|at| !record.has_moved_since(at));
+        }
     }
 
     /// What should go goes, as far as it may.

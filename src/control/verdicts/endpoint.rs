@@ -303,6 +303,11 @@ impl Record {
         self.bytes.is_some_and(|bytes| failure.is_none_or(|failure| bytes.after >= failure))
     }
 
+    /// True if bytes came after that time.
+    pub(super) fn has_moved_since(&self, then: Instant) -> bool {
+        self.bytes.is_some_and(|bytes| bytes.after >= then)
+    }
+
     /// True while bytes come to clients.
     pub(super) fn carries(&self, now: Instant) -> bool {
         self.carries_until().is_some_and(|until| now < until)
@@ -335,6 +340,17 @@ impl Record {
     /// True if it may be used and nothing that is believed is held against it.
     pub(super) fn is_good(&self, now: Instant) -> bool {
         self.is_in() && (!self.is_down() || self.contradicted) && !self.detector.failing(SUSPICION, now)
+    }
+
+    /// When sessions have taken it out because they could not reach it: before now, but not long ago, and it has shown no
+    /// life since.
+    pub(super) fn died(&self, now: Instant) -> Option<Instant> {
+        let ejection = self.ejection.as_ref().filter(|ejection| ejection.trial.is_none())?;
+        let just = ejection.at < now && now.duration_since(ejection.at) < SUSPICION;
+        let dead = self.detector.is_out_of_reach()
+            && self.detector.failing(SUSPICION, now)
+            && !self.has_moved_since_failure();
+        (just && dead).then_some(ejection.at)
     }
 
     /// When the bytes that speak against its probes no longer do.

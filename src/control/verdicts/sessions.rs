@@ -28,6 +28,9 @@ const FEWEST_CONNECTS: u64 = 5;
 /// An endpoint that shows no life for this long after an attempt was overtaken has not merely been slow.
 const GRACE: Duration = Duration::from_millis(250);
 
+/// As many failures in a row are enough while one of the same cloud has just died.
+const ENOUGH_AFTER_ANOTHER: u32 = 2;
+
 /// Looks in a row at which an endpoint must be slow.
 const SLOW_TICKS: u8 = 3;
 
@@ -109,6 +112,8 @@ pub(super) struct Detector {
     pub(super) others_answer: bool,
     /// It has fallen silent while others speak.
     pub(super) silenced: bool,
+    /// One of its cloud has just died, and it has been silent since: less is needed to believe the same of it.
+    pub(super) warned: bool,
     /// Connected, but neither heard of nor silent for long enough: no successes yet.
     pending: VecDeque<(Instant, u64)>,
     /// Failures since the last success.
@@ -170,7 +175,8 @@ impl Detector {
         }
         let overtaken = std::mem::take(&mut tick.overtaken);
         let mut last = None;
-        while let Some((at, count)) = self.doubts.pop_front_if(|(at, _)| now.duration_since(*at) >= GRACE) {
+        let grace = if self.warned { Duration::ZERO } else { GRACE };
+        while let Some((at, count)) = self.doubts.pop_front_if(|(at, _)| now.duration_since(*at) >= grace) {
             tick.overtaken = tick.overtaken.saturating_add(count);
             last = Some(at);
         }
@@ -245,9 +251,10 @@ impl Detector {
     /// Why the endpoint should be ejected, if it should.
     pub(super) fn ejects(&self, rules: &Ejection, now: Instant) -> Option<Cause> {
         let (attempts, bad) = self.recent(now);
+        let enough = if self.warned { ENOUGH_AFTER_ANOTHER.min(rules.failures) } else { rules.failures };
         if !rules.enabled {
             None
-        } else if self.row >= rules.failures {
+        } else if self.row >= enough {
             Some(Cause::Row(self.row))
         } else if attempts >= FEWEST_ATTEMPTS && bad.saturating_mul(2) >= attempts {
             Some(Cause::Share { bad: bad.min(attempts), attempts })
@@ -272,6 +279,11 @@ impl Detector {
     /// True if most failures of the row were silence after a good connect.
     pub(super) const fn is_silence(&self) -> bool {
         self.causes.silent() > self.causes.failed.saturating_add(self.causes.overtaken)
+    }
+
+    /// True if several sessions in a row have failed, and most of them did not connect.
+    pub(super) const fn is_out_of_reach(&self) -> bool {
+        self.row >= ENOUGH_AFTER_ANOTHER && !self.is_silence()
     }
 
     /// What the failures of the row were: `3 refused or timed out, 2 mute`.

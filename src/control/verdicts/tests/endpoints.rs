@@ -201,6 +201,52 @@ fn who_is_overtaken_but_lives_is_slow_and_not_dead() {
 }
 
 #[test]
+fn what_shares_a_cloud_with_one_that_has_just_died_is_believed_to_have_died_too_after_two_sessions() {
+    let overtaken = |bed: &mut Bed, number: usize, ticks: usize| {
+        for _ in 0..ticks {
+            bed.readings[number].overtaken += 1;
+            bed.tick();
+        }
+    };
+    let mut bed = Bed::new(2, 2, true);
+    overtaken(&mut bed, 1, 3);
+    bed.pass(secs(1));
+    assert!(bed.is_in(1) && bed.findings.is_empty(), "two or three alone say nothing");
+    // All new sessions go to one of the two first, as it has fewer.
+    let mut bed = Bed::new(2, 2, true);
+    bed.readings[0].overtaken += 5;
+    bed.pass(Duration::from_millis(400));
+    assert!(!bed.is_in(0) && bed.is_in(1));
+    overtaken(&mut bed, 1, 2);
+    assert!(bed.is_in(1), "it could be slow");
+    bed.tick();
+    assert!(!bed.is_in(1), "{:?}", bed.findings);
+    assert_eq!((bed.percent("aws"), bed.percent("gcp")), (0, 100));
+}
+
+#[test]
+fn what_shares_a_cloud_with_one_that_has_died_and_lives_is_not_believed_to_have_died() {
+    let mut bed = Bed::new(4, 4, true);
+    bed.readings[0].overtaken += 5;
+    bed.pass(Duration::from_millis(400));
+    assert!(!bed.is_in(0));
+    for _ in 0..10 {
+        bed.readings[1].overtaken += 1;
+        bed.bytes(1);
+        bed.tick();
+    }
+    for cloud_of_another in [4, 5] {
+        bed.readings[cloud_of_another].overtaken += 2;
+    }
+    bed.pass(secs(2));
+    assert!((1..8).all(|number| bed.is_in(number)), "{:?}", bed.findings);
+    // Long after, nothing is held against the others for it.
+    bed.readings[1].overtaken += 3;
+    bed.pass(secs(1));
+    assert!(bed.is_in(1), "{:?}", bed.findings);
+}
+
+#[test]
 fn counters_that_have_fallen_are_those_of_another_cell() {
     let mut bed = Bed::new(4, 4, false);
     bed.good(0, 1_000);
