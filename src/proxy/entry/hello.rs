@@ -65,7 +65,7 @@ pub(super) async fn read(
         // Its names are not known; an endpoint may understand it, and rustls tells the client what is wrong.
         Progress::NotLiked(_) => Ok(Look::Found(None)),
         Progress::Refused(why) => {
-            let alert = if entry.tls.is_some() { hello::alert(bytes) } else { Vec::new() };
+            let alert = if entry.tls.is_some() { hello::alert(bytes, why) } else { Vec::new() };
             no_hello = Some((why, bytes.len(), alert));
             Err(ended(Side::Client, Stage::Accept, Cause::BadHello))
         }

@@ -9,7 +9,7 @@ mod frames;
 mod tests;
 
 use rustls::{
-    Error, InvalidMessage, PeerIncompatible, PeerMisbehaved,
+    AlertDescription, Error, InvalidMessage, PeerIncompatible, PeerMisbehaved,
     server::{Acceptor, ClientHello},
 };
 
@@ -20,6 +20,12 @@ pub const DEFAULT_LIMIT: usize = 32 * 1024;
 
 /// The most protocols a client may offer. Ordinary ones offer two or three; what we did not keep we could not route by.
 const PROTOCOLS: usize = 32;
+
+/// The content type of alerts.
+const ALERT: u8 = 21;
+
+/// The level of an alert that ends the connection.
+const FATAL: u8 = 2;
 
 /// A ClientHello on its way. Holds no bytes: 64 bytes, whatever has come in.
 #[derive(Debug)]
@@ -142,9 +148,9 @@ impl Why {
 }
 
 /// The alert that tells a client why these bytes, the first of its connection, are no hello (RFC 8446 section 6.2): a
-/// record, to be sent as it is. Empty where they are one, or too few to know.
+/// record, to be sent as it is. Empty for a client that has begun with an alert of its own: it has gone.
 #[must_use]
-pub fn alert(bytes: &[u8]) -> Vec<u8> {
+pub fn alert(bytes: &[u8], why: Why) -> Vec<u8> {
     let mut acceptor = Acceptor::default();
     let (mut left, mut record) = (bytes, Vec::new());
     while !left.is_empty() && acceptor.read_tls(&mut left).is_ok_and(|length| length > 0) {
@@ -157,6 +163,15 @@ pub fn alert(bytes: &[u8]) -> Vec<u8> {
                 break;
             }
         }
+    }
+    if record.is_empty() && bytes.first() != Some(&ALERT) {
+        // rustls' acceptor has none for another message than a hello, and our limits are not its own.
+        let description = match why {
+            Why::NotHello => AlertDescription::UnexpectedMessage,
+            Why::TooManyProtocols => AlertDescription::HandshakeFailure,
+            _ => AlertDescription::DecodeError,
+        };
+        record.extend([ALERT, 3, 3, 0, 2, FATAL, description.into()]);
     }
     record
 }

@@ -361,6 +361,27 @@ fn other_messages_of_tls_are_refused() {
 }
 
 #[test]
+fn every_refusal_has_its_alert() {
+    let fatal = |description| vec![21, 3, 3, 0, 2, 2, description];
+    let protocols = extension(16, &sized(&[1, b'x'].repeat(PROTOCOLS + 1)));
+    for (bytes, wanted) in [
+        (record(&message(20, &[0; 12])), fatal(10)),
+        (record(&message(0, &[])), fatal(10)),
+        (vec![20, 3, 3, 0, 1, 1], fatal(10)),
+        ([&[23, 3, 3][..], &sized(&[0; 40])].concat(), fatal(10)),
+        (vec![22, 3, 1, 0x40, 0, 1, 255, 255, 255].into_iter().chain([0; 16_380]).collect(), fatal(50)),
+        (Made::with(&[signatures(), protocols]).bytes(), fatal(40)),
+        (b"GET / HTTP/1.1\r\n".to_vec(), fatal(50)),
+        // Who has begun with an alert has gone, and is told nothing.
+        (vec![21, 3, 1, 0, 2, 2, 40], Vec::new()),
+    ] {
+        let progress = look(&bytes);
+        let Progress::Refused(why) = progress else { panic!("{bytes:?}: {progress:?}") };
+        assert_eq!(alert(&bytes, why), wanted, "{why:?}");
+    }
+}
+
+#[test]
 fn a_hello_that_stalls_costs_nothing_here() {
     assert!(size_of::<Hello>() <= 64, "{}", size_of::<Hello>());
 }

@@ -251,10 +251,12 @@ async fn a_client_that_sends_no_right_hello_is_told_so_with_an_alert() {
     begun.write_tls(&mut hello).unwrap();
     // The length of the session id, which then takes what follows it.
     hello[5 + 4 + 2 + 32] = 255;
-    for (bytes, word) in [
-        (hello.as_slice(), "malformed_hello"),
-        (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "malformed_hello"),
-        (b"GET / HTTP/1.1\r\n\r\n", "not_tls"),
+    for (bytes, word, alert) in [
+        (hello.as_slice(), "malformed_hello", 50),
+        (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "malformed_hello", 50),
+        (b"GET / HTTP/1.1\r\n\r\n", "not_tls", 50),
+        (b"\x16\x03\x03\x00\x10\x14\x00\x00\x0cfinished....", "not_hello", 10),
+        (b"\x17\x03\x03\x00\x05hello", "not_hello", 10),
     ] {
         let before = proxy.lines();
         let mut stream = connect(address).await;
@@ -262,7 +264,7 @@ async fn a_client_that_sends_no_right_hello_is_told_so_with_an_alert() {
         let (answer, ending) = read_out(&mut stream).await;
         assert_eq!(
             (answer.first(), answer.get(5..), ending),
-            (Some(&21), Some(&[2, 50][..]), Ending::Clean),
+            (Some(&21), Some(&[2, alert][..]), Ending::Clean),
             "{word}"
         );
         let line = refused_line(&proxy, before).await;
