@@ -119,7 +119,9 @@ async fn enter(client: &Peer, books: &mut Books, entry: &Entry) -> Option<Over> 
         Ok(None) => None,
         Ok(Some(secured)) => {
             let end = Box::pin(edge::serve(&watched, secured, books)).await;
-            Some(Over { end, in_order: end.is_clean() })
+            // A client that has broken TLS was sent an alert, after which no end of its connection looks like a clean one.
+            let told = end.side == Side::Client && end.cause == Cause::Handshake;
+            Some(Over { end, in_order: end.is_clean() || told })
         }
         // After a failed handshake, and a hello that is none, the alert that says why is to arrive.
         Err(end) => Some(Over { end, in_order: matches!(end.cause, Cause::Handshake | Cause::BadHello) }),

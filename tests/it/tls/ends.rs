@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rustls::ClientConnection;
+use rustls::{AlertDescription, ClientConnection};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 use super::{Edge, NAME};
 use crate::harness::{
     Backend, Carrier, Ending, Full, Pattern, Place, Proxy, Setup, Speaker, VERSIONS, connect, eventually,
-    listener, on_both_carriers, pool, read_out, reset, soon,
+    listener, on_both_carriers, pool, read_out, reset, soon, tls_error,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -29,6 +29,7 @@ on_both_carriers!(
     an_endpoint_that_ends_is_told_with_close_notify_after_the_last_byte,
     an_endpoint_that_resets_is_never_told_with_close_notify,
     a_client_that_ends_without_close_notify_reaches_the_endpoint_as_a_reset,
+    a_client_that_breaks_tls_is_told_why_and_its_endpoint_is_reset,
     a_client_that_has_ended_with_close_notify_still_gets_its_answer,
     an_upload_over_tls_goes_on_after_the_endpoint_has_ended,
 );
@@ -102,6 +103,35 @@ async fn a_client_that_ends_without_close_notify_reaches_the_endpoint_as_a_reset
         assert!(!read_tls(&mut stream).await.1, "{turn}");
         let line = proxy.session_line(before).await;
         assert_eq!((&line["side"], &line["cause"]), (&"client".into(), &"truncated".into()), "{line}");
+    }
+}
+
+async fn a_client_that_breaks_tls_is_told_why_and_its_endpoint_is_reset(carrier: Carrier) {
+    let place = Place::new();
+    let edge = Edge::new();
+    let mut backend = Backend::serve(&place, |mut stream| async move {
+        stream.read_exact(&mut [0]).await.unwrap();
+        stream.write_all(b"!").await.unwrap();
+        read_out(&mut stream).await
+    })
+    .await;
+    let (proxy, address) = edge.before(carrier, &place, backend.address, "").await;
+    for version in VERSIONS {
+        let before = proxy.lines();
+        let client = Speaker::of(&edge.authority, None, &[version]);
+        let mut stream = client.dial(address, NAME).await.unwrap();
+        stream.write_all(b"?").await.unwrap();
+        stream.read_exact(&mut [0]).await.unwrap();
+        // A record that nobody with the keys has made.
+        stream.get_mut().0.write_all(&[&[23, 3, 3, 0, 32][..], &[0; 32]].concat()).await.unwrap();
+        let error = soon("an alert", stream.read(&mut [0])).await.unwrap_err();
+        let alert = tls_error(&error).cloned();
+        assert_eq!(alert, Some(rustls::Error::AlertReceived(AlertDescription::BadRecordMac)), "{error}");
+        let (raw, _) = stream.into_inner();
+        assert_eq!(read_out(&mut { raw }).await.1, Ending::Clean, "what was under way may still be written");
+        assert_eq!(backend.next().await, (Vec::new(), Ending::Reset));
+        let line = proxy.session_line(before).await;
+        assert_eq!((&line["side"], &line["cause"]), (&"client".into(), &"handshake".into()), "{line}");
     }
 }
 
