@@ -114,14 +114,9 @@ async fn sessions(test: &str, carrier: Carrier, total: u64, seed: u64) {
 fn setup(carrier: Carrier) -> Setup {
     // A handshake may lose its segments several times, and a reset may be lost for good.
     let settings = "keepalive = { idle = \"1s\", interval = \"1s\", count = 5 }";
-    Setup {
-        admin: SocketAddr::new(BIND.ip(), 5001),
-        telemetry: SocketAddr::new(BIND.ip(), 5002),
-        drain_timeout: "1s",
-        carrier,
-        tables: pool("only", "connect_timeout = \"30s\"", &[("aws", ENDPOINT)])
-            + &listener(BIND, "only", settings),
-    }
+    let tables =
+        pool("only", "connect_timeout = \"30s\"", &[("aws", ENDPOINT)]) + &listener(BIND, "only", settings);
+    Setup::at(BIND.ip(), tables).carrier(carrier)
 }
 
 /// From now on the sessions' network loses three segments in a hundred, on both sides of the proxy and both ways.

@@ -82,7 +82,7 @@ async fn killing_a_cloud_under_500_new_sessions_a_second_loses_none_of_them() {
         return skip("killing_a_cloud", &reason);
     }
     let place = Place::new();
-    let Clouds { aws, mut processes, proxy, bind } = two_clouds(&place).await;
+    let Clouds { aws, mut processes, proxy, bind } = Box::pin(two_clouds(&place)).await;
     let mut long = Vec::new();
     for _ in 0..40 {
         long.push(long_session(bind).await);

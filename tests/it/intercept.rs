@@ -1,10 +1,7 @@
 //! Connections that firewall rules send here on their way to others. Three networks in a row, each in a namespace of its
 //! own: clients, the machine with the proxy, and servers. Needs root, as `netns` does.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -150,8 +147,7 @@ fn deliver_marked() {
 }
 
 fn setup(carrier: Carrier, tables: String) -> Setup {
-    let local = |port| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
-    Setup { admin: local(5001), telemetry: local(5002), drain_timeout: "1s", carrier, tables }
+    Setup::at([127, 0, 0, 1].into(), tables).carrier(carrier)
 }
 
 /// A listener of both families, with a route to a pool of each family, and one to the pool of the other.

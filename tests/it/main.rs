@@ -16,6 +16,7 @@ mod failover;
 mod faults;
 mod generations;
 mod harness;
+mod hostile;
 mod integrity;
 mod intercept;
 mod judged;

@@ -32,13 +32,7 @@ fn blackhole(action: &str, cloud: IpAddr) {
 }
 
 fn setup(tables: String) -> Setup {
-    Setup {
-        admin: SocketAddr::new(EDGE, 5001),
-        telemetry: SocketAddr::new(EDGE, 5002),
-        drain_timeout: "1s",
-        carrier: Carrier::default(),
-        tables,
-    }
+    Setup::at(EDGE, tables)
 }
 
 async fn upstream(cloud: IpAddr, name: &'static str) -> Backend {

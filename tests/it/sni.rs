@@ -10,8 +10,9 @@ use tokio::{
 };
 
 use crate::harness::{
-    Backend, Carrier, Ending, Pattern, Place, Proxy, Setup, connect, listener, on_both_carriers, pool,
-    read_out,
+    Backend, Carrier, Ending, Pattern, Place, Proxy, Setup, connect,
+    hello::{hello, message, names, protocols, record, records},
+    listener, on_both_carriers, pool, read_out,
 };
 
 on_both_carriers!(
@@ -22,78 +23,6 @@ on_both_carriers!(
     a_hello_that_never_ends_is_closed_at_the_deadline,
     thousands_of_names_leave_no_trace_in_the_metrics,
 );
-
-/// An extension: type, length, content.
-fn extension(kind: u16, content: &[u8]) -> Vec<u8> {
-    [&kind.to_be_bytes()[..], &length(content), content].concat()
-}
-
-/// A length of two bytes.
-fn length(content: &[u8]) -> [u8; 2] {
-    u16::try_from(content.len()).unwrap().to_be_bytes()
-}
-
-/// `server_name` with these entries.
-fn names(names: &[&[u8]]) -> Vec<u8> {
-    let entries: Vec<u8> = names.iter().flat_map(|name| [&[0], &length(name)[..], name].concat()).collect();
-    extension(0, &[&length(&entries)[..], &entries].concat())
-}
-
-/// `application_layer_protocol_negotiation` with these protocols.
-fn protocols(names: &[&str]) -> Vec<u8> {
-    let entries: Vec<u8> = names
-        .iter()
-        .flat_map(|name| [&[u8::try_from(name.len()).unwrap()], name.as_bytes()].concat())
-        .collect();
-    extension(16, &[&length(&entries)[..], &entries].concat())
-}
-
-/// A ClientHello, without its record: with these extensions, and filled up to `least` bytes.
-fn message(more: &[Vec<u8>], least: usize) -> Vec<u8> {
-    let mut extensions = [
-        extension(10, &[0, 2, 0, 29]),
-        extension(13, &[0, 4, 4, 3, 8, 4]),
-        extension(43, &[4, 3, 4, 3, 3]),
-        extension(51, &[&[0, 36, 0, 29, 0, 32][..], &[9; 32]].concat()),
-        more.concat(),
-    ]
-    .concat();
-    // As long as it is without them, and then the header of the padding.
-    let now = 4 + 2 + 32 + 1 + 32 + 2 + 4 + 2 + 2 + extensions.len() + 4;
-    if least > now {
-        extensions.extend(extension(21, &vec![0; least - now]));
-    }
-    let mut body = vec![3, 3];
-    body.extend([7; 32]);
-    body.push(32);
-    body.extend([8; 32]);
-    body.extend([0, 4, 0x13, 1, 0xc0, 0x2f, 1, 0]);
-    body.extend(length(&extensions));
-    body.extend(extensions);
-    let [_, high, middle, low] = u32::try_from(body.len()).unwrap().to_be_bytes();
-    [&[1, high, middle, low][..], &body].concat()
-}
-
-/// A hello for this name.
-fn hello(name: &str) -> Vec<u8> {
-    message(&[names(&[name.as_bytes()])], 0)
-}
-
-/// Records of these lengths, the last of the rest.
-fn records(message: &[u8], lengths: &[usize]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut rest = message;
-    for &at in lengths.iter().chain([&usize::MAX]) {
-        let (content, after) = rest.split_at(at.min(rest.len()));
-        bytes.extend([&[22, 3, 1][..], &length(content), content].concat());
-        rest = after;
-    }
-    bytes
-}
-
-fn record(message: &[u8]) -> Vec<u8> {
-    records(message, &[])
-}
 
 /// An endpoint that keeps what it was sent, and then says its name.
 async fn endpoint(place: &Place, name: &'static str) -> Backend<Vec<u8>> {

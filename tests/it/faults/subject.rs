@@ -1,7 +1,7 @@
 //! Who is put to the test: twinspan, HAProxy and nginx with the same endpoints and, where they have any, the same
 //! probes; and what each says of its sessions, in the same words.
 
-use std::{collections::HashMap, fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::HashMap, fmt::Write as _, path::Path, time::Duration};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -11,7 +11,7 @@ use super::{
     ground::{BIND, CLOUDS, COMMON, EDGE, NAMES, address, at, cloud_of, named},
     traffic::client,
 };
-use crate::harness::{Carrier, Process, Proxy, Setup, listener, pool};
+use crate::harness::{Process, Proxy, Setup, listener, pool};
 
 /// A program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +57,7 @@ impl Subject {
     /// Starts it.
     pub(super) async fn start(kind: Kind) -> Self {
         if kind == Kind::Twinspan {
-            let setup = Setup {
-                admin: SocketAddr::new(EDGE, 5001),
-                telemetry: SocketAddr::new(EDGE, 5002),
-                drain_timeout: "1s",
-                carrier: Carrier::default(),
-                tables: tables(),
-            };
-            let proxy = Proxy::start(setup).await;
+            let proxy = Proxy::start(Setup::at(EDGE, tables())).await;
             proxy.judges(&[0, 1, 2, 3].map(address), "up").await;
             return Self::Twinspan(proxy);
         }

@@ -3,6 +3,8 @@
 mod backend;
 mod calls;
 mod certificates;
+pub(crate) mod header;
+pub(crate) mod hello;
 mod load;
 mod net;
 mod pattern;

@@ -1,6 +1,9 @@
 //! Config files, put together from a few words.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::Place;
 
@@ -43,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) drain_timeout: &'static str,
     /// What carries plain sessions.
     pub(crate) carrier: Carrier,
+    /// The shape of its log.
+    pub(crate) format: &'static str,
     /// Pools and listeners, and clouds that have settings.
     pub(crate) tables: String,
 }
@@ -55,6 +60,19 @@ impl Setup {
             telemetry: place.free(),
             drain_timeout: "5s",
             carrier: Carrier::default(),
+            format: "json",
+            tables: tables.into(),
+        }
+    }
+
+    /// A config with these tables, in a network of its own: its operator's addresses are the ports 5001 and 5002 of this one.
+    pub(crate) fn at(address: IpAddr, tables: impl Into<String>) -> Self {
+        Self {
+            admin: SocketAddr::new(address, 5001),
+            telemetry: SocketAddr::new(address, 5002),
+            drain_timeout: "1s",
+            carrier: Carrier::default(),
+            format: "json",
             tables: tables.into(),
         }
     }
@@ -62,6 +80,12 @@ impl Setup {
     /// The same over this carrier.
     pub(crate) fn carrier(mut self, carrier: Carrier) -> Self {
         self.carrier = carrier;
+        self
+    }
+
+    /// The same with a log of plain text.
+    pub(crate) fn in_text(mut self) -> Self {
+        self.format = "text";
         self
     }
 
@@ -93,7 +117,7 @@ drain_timeout = "{}"
 
 [log]
 level = "info"
-format = "json"
+format = "{}"
 sessions = "all"
 
 [admin]
@@ -106,6 +130,7 @@ bind = "{}"
 {}"#,
             self.carrier == Carrier::Engine,
             self.drain_timeout,
+            self.format,
             self.admin,
             self.telemetry,
             self.tables
