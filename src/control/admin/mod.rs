@@ -5,6 +5,7 @@
 mod bind;
 mod edge;
 mod events;
+mod kept;
 mod lease;
 mod metrics;
 mod rates;

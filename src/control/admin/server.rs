@@ -31,10 +31,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{AdminListener, lease::Lease};
+use super::{
+    AdminListener,
+    kept::{Connection, Kept},
+    lease::Lease,
+};
 
 /// Pause after a failed `accept`, when descriptors have run out: long enough not to spin, short enough for a probe.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// A shortage may last.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// What a client may cost.
 #[derive(Clone, Copy, Debug)]
@@ -78,12 +85,12 @@ pub(super) async fn run(
         AdminListener::Tcp(listener) => {
             let listener = TcpListener::from_std(listener)?;
             let accept = |cx: &mut Context<'_>| listener.poll_accept(cx).map_ok(|(stream, _)| stream);
-            accept_loop(accept, router, limits, shutdown).await;
+            accept_loop(accept, Kept::new(&listener)?, router, limits, shutdown).await;
         }
         AdminListener::Unix(socket) => {
             let listener = UnixListener::from_std(socket.listener)?;
             let accept = |cx: &mut Context<'_>| listener.poll_accept(cx).map_ok(|(stream, _)| stream);
-            accept_loop(accept, router, limits, shutdown).await;
+            accept_loop(accept, Kept::new(&listener)?, router, limits, shutdown).await;
             // Removed only now, so that `status` works to the end.
             drop(socket.file);
         }
@@ -93,36 +100,36 @@ pub(super) async fn run(
 
 async fn accept_loop<S>(
     mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<S>>,
+    kept: Kept,
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Connection,
 {
     let mut connections = JoinSet::new();
     let mut oldest_first: VecDeque<(AbortHandle, Lease)> = VecDeque::new();
-    let mut failing = false;
+    let mut warned: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
             Some(_) = connections.join_next() => continue,
-            accepted = poll_fn(&mut accept) => accepted,
+            accepted = poll_fn(|cx| kept.serve(|| accept(cx))) => accepted,
         };
         match accepted {
             Ok(stream) => {
-                failing = false;
                 make_room(&mut oldest_first, limits.connections);
                 let lease = Lease::new(shutdown.clone());
-                let connection = connection(stream, router.clone(), limits, lease.clone());
+                let connection = connection(kept.lend(stream), router.clone(), limits, lease.clone());
                 oldest_first.push_back((connections.spawn(connection), lease));
             }
             // That client is gone; the next one has nothing to do with it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                if !failing {
+                if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
                     warn!(%error, "the admin or telemetry listener cannot accept; trying again");
+                    warned = Some(Instant::now());
                 }
-                failing = true;
                 sleep(PAUSE).await;
             }
         }
