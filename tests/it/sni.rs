@@ -10,9 +10,9 @@ use tokio::{
 };
 
 use crate::harness::{
-    Backend, Carrier, Ending, Pattern, Place, Proxy, Setup, connect,
+    Backend, Carrier, Ending, Pattern, Place, Proxy, Setup, binary, connect,
     hello::{hello, message, names, protocols, record, records},
-    listener, on_both_carriers, pool, read_out,
+    listener, on_both_carriers, pool, read_out, run,
 };
 
 on_both_carriers!(
@@ -22,6 +22,7 @@ on_both_carriers!(
     the_most_specific_route_takes_the_session,
     a_hello_that_never_ends_is_closed_at_the_deadline,
     thousands_of_names_leave_no_trace_in_the_metrics,
+    ten_thousand_names_are_routed_each_to_its_own_pool,
 );
 
 /// An endpoint that keeps what it was sent, and then says its name.
@@ -255,4 +256,51 @@ async fn thousands_of_names_leave_no_trace_in_the_metrics(carrier: Carrier) {
     let (after, page) = (series(&bed).await, bed.proxy.get("/metrics").await.unwrap().1);
     assert!(after <= before + 4, "{before} lines, then {after}");
     assert!(!page.contains("name-"), "a client's name is in the metrics");
+}
+
+async fn ten_thousand_names_are_routed_each_to_its_own_pool(carrier: Carrier) {
+    const NAMES: usize = 10_000;
+    let place = Place::new();
+    let bind = place.free();
+    let pools = ["p0", "p1", "p2", "below", "rest"];
+    let mut tables = String::new();
+    for name in pools {
+        let backend = Box::leak(Box::new(endpoint(&place, name).await));
+        tables += &pool(name, "", &[("aws", backend.address)]);
+    }
+    tables += &listener(bind, "rest", "");
+    let name = |number: usize| format!("n{number}.d{}.test", number % 50);
+    for domain in 0..50 {
+        tables += &format!("[[listener.route]]\nsni = [\"*.d{domain}.test\"]\npool = \"below\"\n");
+    }
+    for number in 0..NAMES {
+        tables += &format!("[[listener.route]]\nsni = [\"{}\"]\npool = \"p{}\"\n", name(number), number % 3);
+    }
+    let setup = Setup::new(&place, tables).carrier(carrier);
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("twinspan.toml");
+    std::fs::write(&config, setup.text()).unwrap();
+    let begun = Instant::now();
+    let checked = run(binary(), &["check", "-c", config.to_str().unwrap()]).await;
+    let took = begun.elapsed();
+    println!("check takes {took:?}");
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    assert!(took < Duration::from_secs(5), "check takes {took:?}");
+    let _proxy = Proxy::start(setup).await;
+    let sample = (0..NAMES).step_by(97).map(|number| (name(number), pools[number % 3]));
+    let others = [
+        ("n10000.d0.test", "below"),
+        ("x.n0.d0.test", "below"),
+        ("n1.d0.test", "below"),
+        ("d0.test", "rest"),
+        ("n0.d50.test", "rest"),
+        ("test", "rest"),
+    ];
+    let others = others.map(|(name, wanted)| (name.to_owned(), wanted));
+    for (name, wanted) in sample.chain(others) {
+        let mut client = connect(bind).await;
+        client.write_all(&record(&hello(&name))).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(read_out(&mut client).await.0, wanted.as_bytes(), "{name}");
+    }
 }
