@@ -1,23 +1,24 @@
 //! Who is let in: certificates of clients, tickets, early data, protocols, key exchange.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use rustls::{AlertDescription as Alert, Error, HandshakeKind, NamedGroup};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_rustls::client::TlsStream;
 
 use super::{Edge, NAME, answers, listeners};
 use crate::harness::{
-    Authority, Backend, Carrier, Ending, Issued, Place, Proxy, Speaker, VERSIONS, connect, read_out, soon,
-    tls_error,
+    Authority, Backend, Carrier, Ending, Issued, Place, Proxy, Setup, Speaker, VERSIONS, connect, listener,
+    pool, read_out, soon, tls_error,
 };
 
 /// Shakes hands and asks something: the session, or the alert that came instead.
-async fn enter(client: &Speaker, address: std::net::SocketAddr) -> Result<TlsStream<TcpStream>, Alert> {
+async fn enter(client: &Speaker, address: SocketAddr) -> Result<TlsStream<TcpStream>, Alert> {
     let entered = async {
         let mut stream = client.dial(address, NAME).await?;
         answers(&mut stream).await?;
@@ -132,7 +133,7 @@ async fn a_refusal_by_name_says_which_names_there_are_and_which_are_allowed() {
 }
 
 /// Two sessions one after the other with what the first one has left: how the second began.
-async fn again(client: &Speaker, first: std::net::SocketAddr, second: std::net::SocketAddr) -> HandshakeKind {
+async fn again(client: &Speaker, first: SocketAddr, second: SocketAddr) -> HandshakeKind {
     let mut kinds = Vec::new();
     for address in [first, second] {
         let mut stream = client.dial(address, NAME).await.unwrap();
@@ -180,6 +181,72 @@ async fn a_ticket_is_good_at_its_own_listener_only() {
         drop(stream);
         assert_eq!(refusal(&proxy, before).await.0, "no_certificate", "{version:?}");
     }
+}
+
+/// Goes on and on with what it has: in where it belongs, and then where it does not belong. How often it was let in at the
+/// first place by what an earlier session had left.
+async fn sneaks(client: Speaker, own: SocketAddr, elsewhere: SocketAddr, until: Instant) -> u32 {
+    let mut resumed = 0;
+    while Instant::now() < until {
+        let mut stream = client.dial(own, NAME).await.unwrap();
+        answers(&mut stream).await.unwrap();
+        resumed += u32::from(stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed));
+        drop(stream);
+        let entered = async {
+            let mut stream = client.dial(elsewhere, NAME).await?;
+            answers(&mut stream).await
+        };
+        assert!(entered.await.is_err(), "{client:?} was let in");
+    }
+    resumed
+}
+
+#[tokio::test]
+async fn forty_clients_at_once_never_get_in_elsewhere_with_a_ticket_whatever_changes_meanwhile() {
+    let place = Place::new();
+    let (echo, kept) = (Backend::echo(&place).await, Backend::echo(&place).await);
+    let edge = Edge::new();
+    let [first, second] = ["first", "second"].map(|name| {
+        let authority = Authority::new(name);
+        let ca = edge.files.put(&format!("{name}.pem"), &authority.pem);
+        (authority, trusting(&ca, "required", "[]"))
+    });
+    let [open, one, two] = [(); 3].map(|()| place.free());
+    // A changed life of tickets means new keys.
+    let tables = |life: &str| {
+        let tls = |rule: &str| edge.ends_here(&format!("{rule}\ntickets = \"{life}\""));
+        pool("only", "", &[("aws", echo.address)])
+            + &pool("kept", "", &[("aws", kept.address)])
+            + &listener(open, "only", &tls(""))
+            + &listener(one, "only", &tls(&first.1))
+            + &listener(two, "kept", &tls(&second.1))
+    };
+    let setup = Setup::new(&place, tables("1m"));
+    let proxy = Proxy::start(setup.clone()).await;
+    let until = Instant::now() + Duration::from_secs(4);
+    let identity = first.0.issue(&["app.test"]);
+    let crowd: Vec<_> = (0..40)
+        .map(|number| {
+            let version = &[VERSIONS[number % 2]];
+            let (own, identity) = if number / 2 % 2 == 0 { (open, None) } else { (one, Some(&identity)) };
+            tokio::spawn(sneaks(Speaker::of(&edge.authority, identity, version).resuming(), own, two, until))
+        })
+        .collect();
+    let mut turn = 0;
+    while Instant::now() < until {
+        turn += 1;
+        edge.files.pair("edge", &edge.authority.issue(&[NAME]));
+        proxy.reload(&setup.with(tables(if turn % 2 == 0 { "1m" } else { "2m" })).text()).await;
+    }
+    let mut resumed = 0;
+    for client in crowd {
+        resumed += soon("the end of a client", client).await.unwrap();
+    }
+    println!("{turn} reloads, {resumed} sessions resumed where they may");
+    assert!(turn > 2 && resumed > 40, "{turn} reloads, {resumed} sessions resumed");
+    assert_eq!(kept.accepted(), 0, "somebody has reached what is kept");
+    let welcome = Speaker::new(&edge.authority, Some(&second.0.issue(&["app.test"]))).resuming();
+    assert_eq!(again(&welcome, two, two).await, HandshakeKind::Resumed);
 }
 
 #[tokio::test]
