@@ -2,13 +2,11 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, TcpStream as StdStream},
-    sync::Arc,
+    net::Shutdown,
     thread,
     time::Duration,
 };
 
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::Instant;
 
 use super::{
@@ -308,92 +306,6 @@ async fn a_reader_that_pauses_longer_than_the_user_timeout_is_not_taken_for_dead
     assert!(relay.await.unwrap().0.is_clean());
 }
 
-/// Runs `rounds` random two-way sessions, each with its own sizes, pauses and half-closes, and compares every byte.
-async fn random_sessions(rounds: u64, most: usize) {
-    let seed = std::env::var("TWINSPAN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let gate = Arc::new(tokio::sync::Semaphore::new(16));
-    let mut sessions = tokio::task::JoinSet::new();
-    for round in 0..rounds {
-        let permit = Arc::clone(&gate).acquire_owned().await.unwrap();
-        let bed = bed(LIMITS);
-        sessions.spawn(async move {
-            let context = format!("TWINSPAN_SEED={seed} round {round}");
-            let relay = blocking(move || {
-                let random = |salt: u64| SmallRng::seed_from_u64(seed ^ (round << 8) ^ salt);
-                let up = bytes(random(1).random_range(0..most), round);
-                let down = bytes(random(2).random_range(0..most), round + 1);
-                let (client, upstream) = (Arc::new(bed.client), Arc::new(bed.upstream));
-                let threads = [
-                    writer(Arc::clone(&client), up.clone(), random(3)),
-                    writer(Arc::clone(&upstream), down.clone(), random(4)),
-                    reader(client, down, random(5)),
-                    reader(upstream, up, random(6)),
-                ];
-                for thread in threads {
-                    thread.join().unwrap();
-                }
-                bed.relay
-            })
-            .await;
-            let (end, _) = relay.await.unwrap();
-            assert!(end.is_clean(), "{context}: {end}");
-            drop(permit);
-        });
-    }
-    while let Some(done) = sessions.join_next().await {
-        done.unwrap();
-    }
-}
-
-fn writer(stream: Arc<StdStream>, bytes: Vec<u8>, mut rng: SmallRng) -> thread::JoinHandle<()> {
-    thread::spawn(move || {
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            // Sizes around the border between copy and splice.
-            let size = match rng.random_range(0..4) {
-                0 => rng.random_range(1..100),
-                1 => rng.random_range(16_382_usize..16_387),
-                _ => rng.random_range(1..200_000),
-            };
-            let (now, later) = rest.split_at(size.min(rest.len()));
-            (&*stream).write_all(now).unwrap();
-            rest = later;
-            if rng.random_ratio(1, 8) {
-                thread::park_timeout(Duration::from_micros(rng.random_range(0..3000)));
-            }
-        }
-        stream.shutdown(Shutdown::Write).unwrap();
-    })
-}
-
-fn reader(stream: Arc<StdStream>, expected: Vec<u8>, mut rng: SmallRng) -> thread::JoinHandle<()> {
-    thread::spawn(move || {
-        let mut got = Vec::new();
-        let mut buffer = vec![0; 100_000];
-        loop {
-            let size = rng.random_range(1..buffer.len());
-            match (&*stream).read(&mut buffer[..size]).unwrap() {
-                0 => break,
-                read => got.extend_from_slice(&buffer[..read]),
-            }
-            if rng.random_ratio(1, 8) {
-                thread::park_timeout(Duration::from_micros(rng.random_range(0..3000)));
-            }
-        }
-        assert!(got == expected, "{} of {} bytes", got.len(), expected.len());
-    })
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_sessions_are_byte_exact() {
-    random_sessions(150, 600_000).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_small_sessions_are_byte_exact() {
-    random_sessions(500, 40_000).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_urgent_byte_in_a_bulk_transfer_ends_nothing_and_holds_nothing_up() {
     for pause in [false, true] {
@@ -429,90 +341,6 @@ async fn an_urgent_byte_in_a_bulk_transfer_ends_nothing_and_holds_nothing_up() {
         .await;
         assert!(relay.await.unwrap().0.is_clean());
     }
-}
-
-/// Reads everything at about `rate` bytes a second; the bytes, and how it ended.
-fn read_slowly(stream: &mut StdStream, rate: usize) -> (usize, io::Result<()>) {
-    let mut buffer = vec![0; rate / 20];
-    let mut got = 0;
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) => return (got, Ok(())),
-            Ok(read) => got += read,
-            Err(error) => return (got, Err(error)),
-        }
-        thread::park_timeout(Duration::from_millis(50));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_gets_the_whole_answer_however_short_the_half_close_timeout() {
-    let mut limits = LIMITS;
-    limits.half_closed = Duration::from_secs(1);
-    limits.user_timeout = Duration::from_secs(3);
-    let mut bed = bed(limits);
-    let relay = blocking(move || {
-        bed.upstream.write_all(&bytes(2_500_000, 13)).unwrap();
-        bed.upstream.shutdown(Shutdown::Write).unwrap();
-        let (got, end) = read_slowly(&mut bed.client, 600_000);
-        assert_eq!(got, 2_500_000);
-        end.unwrap();
-        drop((bed.client, bed.upstream));
-        bed.relay
-    })
-    .await;
-    assert!(relay.await.unwrap().0.is_clean());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_gets_the_whole_answer_of_an_endpoint_that_was_reset() {
-    let mut limits = LIMITS;
-    limits.user_timeout = Duration::from_secs(1);
-    let mut bed = bed(limits);
-    let relay = blocking(move || {
-        bed.client.write_all(b"question").unwrap();
-        bed.upstream.write_all(&bytes(1_500_000, 14)).unwrap();
-        while crate::sys::unsent(&bed.upstream).unwrap() > 0 {
-            thread::yield_now();
-        }
-        // With the question unread the kernel resets.
-        drop(bed.upstream);
-        let (got, end) = read_slowly(&mut bed.client, 400_000);
-        assert_eq!(got, 1_500_000);
-        assert!(end.is_err(), "an abort must not look like a clean end");
-        bed.relay
-    })
-    .await;
-    assert_eq!(relay.await.unwrap().0.cause, Cause::Reset);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_gets_more_than_the_kernel_holds_of_an_endpoint_that_was_reset() {
-    let mut limits = LIMITS;
-    limits.user_timeout = Duration::from_secs(1);
-    let mut bed = bed(limits);
-    let relay = blocking(move || {
-        bed.client.write_all(b"question").unwrap();
-        bed.upstream.set_nonblocking(true).unwrap();
-        // As much as the session takes while nobody reads: some of it waits in front of the proxy.
-        let (chunk, mut sent, mut moved_at) = (bytes(65_536, 16), 0, Instant::now());
-        while moved_at.elapsed() < Duration::from_millis(300) {
-            match bed.upstream.write(&chunk) {
-                Ok(written) => (sent, moved_at) = (sent + written, Instant::now()),
-                Err(_) => thread::park_timeout(Duration::from_millis(5)),
-            }
-        }
-        let arrived = sent - crate::sys::unsent(&bed.upstream).unwrap();
-        // With the question unread the kernel resets.
-        drop(bed.upstream);
-        // Slow, and never silent for as long as the user timeout.
-        let (got, end) = read_slowly(&mut bed.client, arrived / 4);
-        assert!(got >= arrived, "{got} of {arrived} bytes");
-        assert!(end.is_err(), "an abort must not look like a clean end");
-        bed.relay
-    })
-    .await;
-    assert_eq!(relay.await.unwrap().0.cause, Cause::Reset);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,12 @@ use crate::{
 #[expect(clippy::duplicate_mod, reason = "the same is asked of both drivers")]
 #[path = "cases.rs"]
 mod cases;
+#[expect(clippy::duplicate_mod, reason = "the same is asked of both drivers")]
+#[path = "random.rs"]
+mod random;
+#[expect(clippy::duplicate_mod, reason = "the same is asked of both drivers")]
+#[path = "slow_readers.rs"]
+mod slow_readers;
 
 /// One engine carries the sessions of all tests, beside each other.
 static ENGINE: LazyLock<Arc<Mailbox>> = LazyLock::new(|| {

@@ -14,6 +14,10 @@ use crate::{
 
 #[path = "cases.rs"]
 mod cases;
+#[path = "random.rs"]
+mod random;
+#[path = "slow_readers.rs"]
+mod slow_readers;
 
 /// Must be called within a runtime.
 pub(super) fn bed(limits: SessionLimits) -> Bed {

@@ -1,5 +1,8 @@
 //! Real sockets on loopback: endpoints that answer, and endpoints that fail in every way they can.
 
+mod http;
+mod towards;
+
 use std::{net::Ipv4Addr, sync::Mutex};
 
 use rustls::pki_types::ServerName;
@@ -286,106 +289,6 @@ async fn a_slow_drip_does_not_stretch_the_limit() {
     assert_eq!(outcome, Outcome::Good);
 }
 
-/// An endpoint that sends `head` and then bytes without end; the task returns how many were taken.
-async fn endless(head: &'static [u8]) -> (SocketAddr, JoinHandle<usize>) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let sent = tokio::spawn(async move {
-        let (mut client, _) = listener.accept().await.unwrap();
-        client.write_all(head).await.unwrap();
-        let mut sent = 0;
-        while let Ok(count) = client.write(&[b'y'; 4096]).await {
-            sent += count;
-        }
-        sent
-    });
-    (address, sent)
-}
-
-#[tokio::test]
-async fn answers_without_end_are_not_read_to_the_end() {
-    let (address, sent) = endless(b"").await;
-    let wrong = bad(r#"answer lacks "+PONG" in its first 64 KiB"#);
-    assert_eq!(run(address, tcp("", "+PONG"), LONG).await, wrong);
-    sent.await.unwrap();
-
-    let (address, sent) = endless(b"HTTP/1.1 200 OK\r\n\r\n").await;
-    let wrong = bad(r#"the first 64 KiB of the body lack "ready""#);
-    assert_eq!(run(address, http(Some("ready")), LONG).await, wrong);
-    sent.await.unwrap();
-
-    let (address, sent) = endless(b"HTTP/1.1 200 OK\r\nX-Long: ").await;
-    let wrong = bad("the head of the answer is longer than 16 KiB or 100 lines");
-    assert_eq!(run(address, http(None), LONG).await, wrong);
-    sent.await.unwrap();
-}
-
-#[tokio::test]
-async fn the_request_is_what_a_server_expects() {
-    let (told, head) = oneshot::channel();
-    let told = Mutex::new(Some(told));
-    let address = endpoint(move |mut client| {
-        let told = told.lock().unwrap().take().unwrap();
-        async move {
-            told.send(read_head(&mut client).await?).unwrap();
-            client.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await
-        }
-    })
-    .await;
-    assert_eq!(run(address, http(None), LONG).await, Outcome::Good);
-    let head = head.await.unwrap();
-    let lines: Vec<_> = head.lines().map(str::to_lowercase).collect();
-    assert_eq!(lines[0], "get /health?x=1 http/1.1");
-    assert!(lines.contains(&format!("host: {address}")), "{head}");
-    assert!(lines.contains(&"connection: close".to_owned()), "{head}");
-    assert!(lines.contains(&format!("user-agent: twinspan-probe/{}", env!("CARGO_PKG_VERSION"))), "{head}");
-}
-
-#[tokio::test]
-async fn the_status_decides() {
-    let answer = |status: &str| http_endpoint(format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno"));
-    assert_eq!(run(answer("200 OK").await, http(None), LONG).await, Outcome::Good);
-    let sick = answer("503 Service Unavailable").await;
-    assert_eq!(run(sick, http(None), LONG).await, bad("status 503, wanted 200-299"));
-    let probe = Probe::Http {
-        path: "/".into(),
-        host: Some("db.internal".into()),
-        status: vec![(200, 299), (301, 301)],
-        body: None,
-    };
-    assert_eq!(run(answer("301 Moved").await, probe.clone(), LONG).await, Outcome::Good);
-    assert_eq!(run(answer("302 Found").await, probe, LONG).await, bad("status 302, wanted 200-299, 301"));
-}
-
-#[tokio::test]
-async fn the_body_is_searched_whatever_its_framing() {
-    let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nall is ready.";
-    assert_eq!(run(http_endpoint(whole).await, http(Some("ready")), LONG).await, Outcome::Good);
-    let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nrea\r\n2\r\ndy\r\n0\r\n\r\n";
-    assert_eq!(run(http_endpoint(chunked).await, http(Some("ready")), LONG).await, Outcome::Good);
-    let until_close = b"HTTP/1.0 200 OK\r\n\r\nnot \x07 yet";
-    let wrong = bad(r#"body lacks "ready": got "not \x07 yet""#);
-    assert_eq!(run(http_endpoint(until_close).await, http(Some("ready")), LONG).await, wrong);
-    let broken = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\x1b\r\n";
-    let Outcome::Bad(reason) = run(http_endpoint(broken).await, http(Some("ready")), LONG).await else {
-        panic!()
-    };
-    assert!(reason.starts_with("not an HTTP answer: ") && !reason.contains('\x1b'), "{reason}");
-    let cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnearly";
-    let wrong = bad("closed before the end of the answer");
-    assert_eq!(run(http_endpoint(cut).await, http(Some("ready")), LONG).await, wrong);
-}
-
-#[tokio::test]
-async fn what_is_not_http_is_named_without_its_bytes() {
-    let Outcome::Bad(reason) = run(http_endpoint("SSH-2.0-\x1b[2J\r\n\r\n").await, http(None), LONG).await
-    else {
-        panic!()
-    };
-    assert!(reason.starts_with("not an HTTP answer: ") && reason.is_ascii(), "{reason}");
-    assert!(!reason.contains('\x1b'), "{reason}");
-}
-
 #[tokio::test]
 async fn an_endpoint_on_ipv6_is_asked_by_its_address() {
     let Ok(listener) = TcpListener::bind("[::1]:0").await else {
@@ -438,91 +341,4 @@ async fn a_process_out_of_descriptors_blames_itself() {
     let short = Outcome::Local("connect: too many open files".into());
     assert_eq!(run(address, tcp("", ""), LONG).await, short);
     assert_eq!(run(address, http(None), LONG).await, short);
-}
-
-/// An endpoint that shows a certificate of `authority` for `name`, and the settings to ask it by.
-async fn secured(name: &str, wanted: &str) -> (SocketAddr, Manner) {
-    let (files, authority) = (Files::new(), Authority::new("ca"));
-    let pair = files.pair("endpoint", &authority.issue(&[name]));
-    let mut settings = testing::listener(vec![pair]);
-    settings.alpn = vec!["http/1.1".into()];
-    let server = crate::tls::server(&settings, None).unwrap();
-    let mut settings = testing::pool(files.put("ca.pem", &authority.pem));
-    // A probe over HTTP does not offer this one.
-    settings.alpn = vec!["http/1.1".into(), "h2".into()];
-    let client = crate::tls::client(&settings).unwrap();
-    let acceptor = TlsAcceptor::from(server.config);
-    let address = endpoint(move |client| {
-        let acceptor = acceptor.clone();
-        async move {
-            let mut client = acceptor.accept(client).await?;
-            let mut asked = [0; 4];
-            client.read_exact(&mut asked).await?;
-            let answer = if asked == *b"GET " { "HTTP/1.1 204 No Content\r\n\r\n" } else { "+PONG" };
-            client.write_all(answer.as_bytes()).await?;
-            client.shutdown().await
-        }
-    })
-    .await;
-    let name = Some(ServerName::try_from(wanted.to_owned()).unwrap());
-    (address, Manner { tls: Some(Secure { config: client.config, name }), header: None })
-}
-
-async fn run_secured(manner: &Manner, address: SocketAddr, probe: Probe, timeout: Duration) -> Outcome {
-    run_as(manner.clone(), Outgoing::default(), (address, probe), timeout).await
-}
-
-#[tokio::test]
-async fn every_kind_of_probe_may_go_over_tls() {
-    let (address, manner) = secured("db.example", "db.example").await;
-    for probe in [tcp("", ""), tcp("PING", "+PONG"), http(None)] {
-        assert_eq!(run_secured(&manner, address, probe, LONG).await, Outcome::Good);
-    }
-    let wrong = run_secured(&manner, address, tcp("PING", "+NO"), LONG).await;
-    assert_eq!(wrong, Outcome::Wrong("answer lacks \"+NO\": got \"+PONG\"".into()));
-}
-
-#[tokio::test]
-async fn a_handshake_that_fails_says_why() {
-    let (address, manner) = secured("other.example", "db.example").await;
-    let why = "tls: the peer's certificate is not for db.example: it has other.example";
-    for probe in [tcp("", ""), tcp("PING", "+PONG"), http(None)] {
-        assert_eq!(run_secured(&manner, address, probe, LONG).await, bad(why));
-    }
-    let plain = endpoint(|mut client| async move { client.write_all(b"220 smtp.example\r\n").await }).await;
-    assert_eq!(
-        run_secured(&manner, plain, tcp("", ""), LONG).await,
-        bad("tls: what the peer sent is not TLS")
-    );
-    let outcome = run_secured(&manner, silent().await, tcp("", ""), SHORT).await;
-    assert_eq!(outcome, bad("tls: no handshake within 300ms"));
-    let secure = Secure { name: None, ..manner.tls.unwrap() };
-    let nameless = Manner { tls: Some(secure), header: None };
-    let outcome = run_secured(&nameless, address, tcp("", ""), LONG).await;
-    assert_eq!(outcome, bad("tls: the host name of the endpoint can be in no certificate"));
-}
-
-#[tokio::test]
-async fn a_probe_begins_with_a_header_that_names_no_client_where_sessions_have_one() {
-    for (version, wanted) in
-        [(ProxyOut::V1, b"PROXY UNKNOWN\r\n".as_slice()), (ProxyOut::V2, b"\r\n\r\n\0\r\nQUIT\n\x20\0")]
-    {
-        let (told, mut heard) = tokio::sync::mpsc::channel(1);
-        let address = endpoint(move |mut client| {
-            let told = told.clone();
-            async move {
-                let mut bytes = Vec::new();
-                while !bytes.ends_with(b"PING") {
-                    bytes.push(client.read_u8().await?);
-                }
-                told.send(bytes).await.unwrap();
-                client.write_all(b"+PONG").await
-            }
-        })
-        .await;
-        let manner = Manner { tls: None, header: Some(version) };
-        assert_eq!(run_secured(&manner, address, tcp("PING", "+PONG"), LONG).await, Outcome::Good);
-        let bytes = heard.recv().await.unwrap();
-        assert!(bytes.starts_with(wanted), "{bytes:?}");
-    }
 }
