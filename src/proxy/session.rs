@@ -151,6 +151,13 @@ pub(super) struct Moved {
     pub(super) to_client: u64,
 }
 
+impl Moved {
+    /// Bytes both ways since then.
+    pub(super) const fn since(self, before: Self) -> u64 {
+        self.to_upstream.saturating_sub(before.to_upstream) + self.to_client.saturating_sub(before.to_client)
+    }
+}
+
 /// What few sessions have behind them before they are relayed. Boxed, as most have nothing.
 #[derive(Debug, Default)]
 struct Early {

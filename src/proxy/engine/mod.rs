@@ -7,6 +7,7 @@ mod listeners;
 mod live;
 mod mailbox;
 mod poll;
+mod rest;
 mod session;
 mod slots;
 mod spares;
@@ -30,6 +31,7 @@ use self::{
     live::Counting,
     mailbox::Pair,
     poll::{BELL, Poll, TIMER},
+    rest::Rest,
     session::{Outcome, Session},
     slots::Which,
     spares::Spares,
@@ -74,6 +76,7 @@ pub(super) struct Engine {
     sessions: Slots<Session>,
     spares: Spares,
     runnable: Vec<Token>,
+    rest: Rest,
     now: Instant,
     /// The other worker that was looked at last.
     looked_at: usize,
@@ -109,6 +112,7 @@ impl Engine {
             sessions: Slots::new(),
             spares: Spares::new(number),
             runnable: Vec::new(),
+            rest: Rest::default(),
             now,
             looked_at: number,
             tidying: false,
@@ -122,6 +126,7 @@ impl Engine {
         let mut events = Poll::room();
         let mut accepted = Vec::new();
         let mut busy = false;
+        Rest::be_exact();
         while !self.stopped {
             if let Err(error) = self.poll.wait(&mut events, busy) {
                 tracing::error!(%error, "a worker cannot wait for events");
@@ -137,6 +142,7 @@ impl Engine {
                 self.timer.chore(at);
             }
             self.timer.arm(self.now);
+            self.rest.take(busy, self.now);
         }
     }
 
@@ -183,7 +189,10 @@ impl Engine {
             return;
         };
         session.queued = false;
-        match session.run(self.now) {
+        let before = session.books.moved;
+        let outcome = session.run(self.now);
+        self.rest.moved(session.books.moved.since(before), session.is_bulk());
+        match outcome {
             Outcome::Waiting(until) => {
                 if session.alarm.is_none_or(|alarm| until < alarm) {
                     session.alarm = Some(until);
@@ -346,6 +355,7 @@ impl Engine {
             Err(session) => return session.books.close(connect::EXHAUSTED),
         };
         self.count();
+        self.rest.disturb();
         let Some(session) = self.sessions.get(token) else {
             return;
         };

@@ -121,6 +121,14 @@ impl Session {
         self.client_ready.asks()
     }
 
+    /// True while it moves more at a time than fits into the worker's buffer.
+    pub(super) const fn is_bulk(&self) -> bool {
+        match &self.stage {
+            Stage::Relaying(relay) => relay.splices(),
+            Stage::Connecting(_) | Stage::Leaving => false,
+        }
+    }
+
     /// Does what can be done now.
     pub(super) fn run(&mut self, now: Instant) -> Outcome {
         if let Stage::Connecting(_) = self.stage

@@ -162,6 +162,11 @@ impl Flow {
         self.waiting.is_some()
     }
 
+    /// True while what comes is spliced.
+    pub(super) const fn splices(&self) -> bool {
+        matches!(self.mode, Mode::Splice(_))
+    }
+
     /// Has the next step read once whatever the driver says. A read stops short at an urgent mark (tcp(7)), which looks
     /// like an emptied socket; the bytes behind the mark raise no edge of their own.
     pub(super) const fn poke(&mut self) {

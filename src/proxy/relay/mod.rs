@@ -177,6 +177,11 @@ impl Relay {
         matches!(self.state, State::Open) && self.moved() == Moved::default() && !stalled
     }
 
+    /// True while a direction is spliced.
+    pub(super) const fn splices(&self) -> bool {
+        self.to_upstream.splices() || self.to_client.splices()
+    }
+
     /// Bytes delivered so far.
     pub(super) const fn moved(&self) -> Moved {
         Moved { to_upstream: self.to_upstream.moved, to_client: self.to_client.moved }
