@@ -7,9 +7,9 @@ use super::{Owner, Told};
 /// How near the end of a certificate's time is. Later is worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// Less than 14 days: whoever renews it should have done so.
+    /// Less than 14 days, or the last third of a short time: whoever renews it should have done so.
     Fortnight,
-    /// Less than three days.
+    /// Less than three days, or the last twelfth.
     Days,
     /// Its time is over, or has not begun.
     Invalid,
@@ -40,12 +40,14 @@ impl Step {
     /// The step of a certificate that is good from `from` to `to`, at `now`, all in seconds since 1970. `None` while there is
     /// nothing to tell.
     #[must_use]
-    pub const fn of(from: i64, to: i64, now: i64) -> Option<Self> {
+    pub fn of(from: i64, to: i64, now: i64) -> Option<Self> {
+        // Identities of workloads live for an hour, and are renewed at half of it.
+        let life = to.saturating_sub(from);
         if now < from || now > to {
             Some(Self::Invalid)
-        } else if to - now < 3 * DAY {
+        } else if to - now < (3 * DAY).min(life / 12) {
             Some(Self::Days)
-        } else if to - now < 14 * DAY {
+        } else if to - now < (14 * DAY).min(life / 3) {
             Some(Self::Fortnight)
         } else {
             None
@@ -144,7 +146,16 @@ mod tests {
         let mut twice = told("1", 10).to_vec();
         let again = twice[0].shown[0].clone();
         twice[0].shown.push(again);
-        assert_eq!(Calendar::default().look(&Arc::from(twice), 5).len(), 1);
+        assert_eq!(Calendar::default().look(&Arc::from(twice), 9).len(), 1);
+    }
+
+    #[test]
+    fn of_a_short_time_the_last_third_counts_and_the_last_twelfth() {
+        let step = |now| Step::of(0, 3600, now);
+        assert_eq!(
+            [2400, 2401, 3300, 3301, 3601].map(step),
+            [None, Some(Step::Fortnight), Some(Step::Fortnight), Some(Step::Days), Some(Step::Invalid)]
+        );
     }
 
     #[test]

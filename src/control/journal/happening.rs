@@ -62,7 +62,7 @@ kinds! {
     Outage "outage" "Nothing of a pool may be used any more: its `when_all_down` decides.",
     OutageOver "outage_over" "A pool has endpoints again.",
     Certificate "certificate" "New certificates or keys are in force, or cannot be: then the old ones stay. Or a certificate that is shown has less than 14 \
-     days left, less than 3, or is not in its time: told once at each step.",
+     days left (of a short time the last third), less than 3 (the last twelfth), or is not in its time: told once at each step.",
     Addresses "addresses" "A name has other addresses than before.",
     MemoryShort "memory_short" "New sessions are reset: the process takes more memory than `max_memory`.",
     MemoryFree "memory_free" "New sessions are let in again: the process takes less than 95 % of `max_memory`.",
