@@ -369,7 +369,8 @@ pub struct Certificates {
     pub listener: Option<String>,
     /// The pool.
     pub pool: Option<String>,
-    /// Why the files as they are now are not in force, and what was made of older ones is. `null` if they are.
+    /// Why the files as they are now are not in force, or why the SPIFFE Workload API says nothing, and what was made before
+    /// is in force. `null` if all is well.
     pub alarm: Option<String>,
     /// What is shown.
     pub shown: Vec<Certificate>,
@@ -379,7 +380,7 @@ pub struct Certificates {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Certificate {
-    /// The file that it came from.
+    /// The file that it came from, or the address of the SPIFFE Workload API.
     pub file: String,
     /// Names that it is for; the first 16.
     pub names: Vec<String>,
@@ -391,7 +392,8 @@ pub struct Certificate {
     pub not_after: String,
     /// Seconds until then; negative once it has expired.
     pub expires_in_seconds: i64,
-    /// How near that is: `good`, `fortnight` (less than 14 days), `days` (less than three) or `invalid`.
+    /// How near that is: `good`, `fortnight` (less than 14 days, or the last third of a shorter time), `days` (less than
+    /// three, or the last twelfth) or `invalid`.
     pub state: String,
     /// The same in words: `expires in 29 days`, `expired 2 h ago`.
     pub when: String,

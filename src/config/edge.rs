@@ -85,11 +85,29 @@ pub struct KeyPair {
     pub key: PathBuf,
 }
 
+/// Where a certificate that we show comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// From these files.
+    Files(KeyPair),
+    /// From the SPIFFE Workload API: our X.509-SVID.
+    Spiffe,
+}
+
+/// Whose certificates of others are right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authority {
+    /// Those of the authorities in this file, PEM.
+    File(PathBuf),
+    /// Those of the trust domains whose bundles the SPIFFE Workload API gives, each for its own ids only.
+    Spiffe,
+}
+
 /// TLS that ends at a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerTls {
     /// At least one. The first is shown where the client names none that another one is for.
-    pub certificates: Vec<KeyPair>,
+    pub certificates: Vec<Identity>,
     /// The oldest version that is spoken.
     pub min_version: TlsVersion,
     /// The protocols that are offered, best first. Empty: ALPN is not answered.
@@ -115,9 +133,10 @@ pub enum ClientCertificates {
 /// Which certificates of clients are right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTrust {
-    /// The certificates of the authorities, PEM.
-    pub ca: PathBuf,
-    /// Of the names in the certificate one must match one of these. Empty: every name will do.
+    /// Whose certificates they are.
+    pub ca: Authority,
+    /// Of the names in the certificate one must match one of these. Empty: every name will do; with SPIFFE, every id of
+    /// our own trust domain.
     pub names: Vec<NamePattern>,
 }
 
@@ -137,15 +156,16 @@ pub enum NamePattern {
 /// TLS towards the endpoints of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolTls {
-    /// The certificates of the authorities, PEM. `None`: those of the system.
-    pub ca: Option<PathBuf>,
+    /// Whose certificates are believed. `None`: those of the system's authorities.
+    pub ca: Option<Authority>,
     /// The name that is asked for and that the certificate must be for. `None`: the endpoint's host name, or its IP
     /// address where it is given by address.
     pub server_name: Option<String>,
-    /// Of the names in the certificate one must match one of these, in place of the server name. Empty: no such rule.
+    /// Of the names in the certificate one must match one of these, in place of the server name. Empty: no such rule; with
+    /// SPIFFE, every id of our own trust domain.
     pub names: Vec<NamePattern>,
     /// The certificate that we show.
-    pub identity: Option<KeyPair>,
+    pub identity: Option<Identity>,
     /// The oldest version that is spoken.
     pub min_version: TlsVersion,
     /// The protocols that are offered, best first. Empty: the one that the client has agreed on with us, if any.
@@ -247,6 +267,26 @@ pub struct Towards {
     pub endpoint_sessions: Option<u32>,
     /// Bytes a second of all its sessions together, each direction.
     pub bandwidth: Option<u64>,
+}
+
+impl ListenerTls {
+    /// True if something of it comes from the SPIFFE Workload API.
+    #[must_use]
+    pub fn takes_spiffe(&self) -> bool {
+        let trust = match &self.clients {
+            ClientCertificates::Off => None,
+            ClientCertificates::Optional(trust) | ClientCertificates::Required(trust) => Some(&trust.ca),
+        };
+        self.certificates.contains(&Identity::Spiffe) || trust == Some(&Authority::Spiffe)
+    }
+}
+
+impl PoolTls {
+    /// True if something of it comes from the SPIFFE Workload API.
+    #[must_use]
+    pub fn takes_spiffe(&self) -> bool {
+        self.identity == Some(Identity::Spiffe) || self.ca == Some(Authority::Spiffe)
+    }
 }
 
 impl Entry {

@@ -38,6 +38,8 @@ pub enum About {
     FileOfPool(usize, Role, PathBuf),
     /// A pool's TLS as a whole.
     Pool(usize),
+    /// The socket of the SPIFFE Workload API.
+    WorkloadApi,
     /// A server name of a route: listener, route, name.
     ServerName(usize, usize, usize),
 }
@@ -83,6 +85,8 @@ impl Places {
     /// The places in a file.
     pub(super) fn new(file: &File) -> Self {
         let mut places = Self::default();
+        let socket = file.spiffe.get().and_then(|spiffe| spiffe.socket.span());
+        places.0.extend(socket.map(|span| (About::WorkloadApi, span)));
         let listeners = file.listener.get().into_iter().flat_map(|all| &all.0);
         for (at, listener) in listeners.enumerate() {
             places.listener(at, listener.get_ref());

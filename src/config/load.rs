@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Loaded, Refused, Report, parse as parser,
+    HAS_SPIFFE, Loaded, Refused, Report,
+    parse::{self as parser, Here},
     problem::{Code, Problem},
 };
 use crate::net::Abilities;
@@ -28,7 +29,10 @@ pub fn load(path: &Path) -> Result<Loaded, Refused> {
         return Err(unreadable(Problem::of_file(Code::Unreadable, format!("{name} is larger than 16 MiB"))));
     }
     match std::str::from_utf8(&bytes) {
-        Ok(text) => parser::parse(text, &name, Abilities::of_this_process()),
+        Ok(text) => {
+            let here = Here { abilities: Abilities::of_this_process(), spiffe: HAS_SPIFFE };
+            parser::parse(text, &name, Some(here))
+        }
         Err(error) => {
             let at = error.valid_up_to();
             let line = bytes.iter().take(at).filter(|byte| **byte == b'\n').count() + 1;

@@ -21,6 +21,7 @@ mod sockets;
 mod tests;
 mod values;
 mod words;
+mod workload;
 
 pub use crate::{
     ids::Tlv,
@@ -29,9 +30,9 @@ pub use crate::{
 pub(crate) use report::counted;
 pub use {
     edge::{
-        AS_ASKED, Access, Admission, ClientCertificates, ClientTrust, Destination, Entry, EntryTimes,
-        KeyPair, ListenerTls, NamePattern, PoolTls, ProxyIn, ProxyOut, Route, SniPattern, Target, TlsVersion,
-        Towards,
+        AS_ASKED, Access, Admission, Authority, ClientCertificates, ClientTrust, Destination, Entry,
+        EntryTimes, Identity, KeyPair, ListenerTls, NamePattern, PoolTls, ProxyIn, ProxyOut, Route,
+        SniPattern, Target, TlsVersion, Towards,
     },
     effective::effective,
     finding::{About, Finding, Role},
@@ -40,6 +41,7 @@ pub use {
     problem::{Code, Problem, Severity},
     report::Report,
     schema::schema,
+    workload::WorkloadApi,
 };
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -88,12 +90,27 @@ pub struct Config {
     pub admin: Admin,
     /// Where `/metrics`, `/livez` and `/readyz` are served.
     pub telemetry: Telemetry,
+    /// Where the SPIFFE Workload API is asked; `None`: where [`WorkloadApi::VARIABLE`] says.
+    pub spiffe: Option<WorkloadApi>,
     /// Clouds, in the order of the file.
     pub clouds: Vec<Cloud>,
     /// Pools, in the order of the file.
     pub pools: Vec<Pool>,
     /// Listeners, in the order of the file.
     pub listeners: Vec<Listener>,
+}
+
+/// True if this build has a SPIFFE Workload API.
+pub const HAS_SPIFFE: bool = cfg!(feature = "spiffe");
+
+impl Config {
+    /// True if a listener or a pool takes its identity, or whom it believes, from a SPIFFE Workload API.
+    #[must_use]
+    pub fn takes_spiffe(&self) -> bool {
+        let listeners = self.listeners.iter().filter_map(|listener| listener.entry.tls.as_ref());
+        let pools = self.pools.iter().filter_map(|pool| pool.towards.tls.as_ref());
+        listeners.into_iter().any(ListenerTls::takes_spiffe) || pools.into_iter().any(PoolTls::takes_spiffe)
+    }
 }
 
 /// The memory beyond which new sessions are reset.

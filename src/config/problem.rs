@@ -95,6 +95,8 @@ codes! {
     Edge = 1023,
     /// A certificate, a key or an authority's certificate that cannot be used: `check` looks into the files where it has them.
     Certificate = 1024,
+    /// A setting for which this program was not built: a feature of the build is off.
+    NotBuilt = 1025,
     /// A pool whose endpoints are never probed.
     NoHealth = 1101,
     /// A pool that no listener uses.

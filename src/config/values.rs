@@ -13,7 +13,9 @@ use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Address, AdminBind, Destination, NamePattern, SniPattern, names, problem::Code, sockets};
+use super::{
+    Address, AdminBind, Destination, NamePattern, SniPattern, WorkloadApi, names, problem::Code, sockets,
+};
 use crate::net::Dscp;
 
 /// Why a text is not what it should be, and what to write instead.
@@ -153,11 +155,17 @@ texts! {
     ServerNameText(String) = "tls-name", "a DNS name or an IP address", names::server_name, { "minLength": 1 };
     /// How long ticket keys live; `None` is off.
     TicketsText(Option<Duration>) = "tickets", "a time with its unit, or \"off\"", names::tickets, {};
+    /// The address of a SPIFFE Workload API.
+    WorkloadText(WorkloadApi) = "workload-api", "the address of a Workload API", workload, { "pattern": "^(unix|tcp):" };
     /// A number of bytes; `None` is off.
     CountText(Option<u64>) = "bytes-count", "a number of bytes with its unit, or \"off\"", names::count, {};
     /// A class or a range of HTTP status codes.
     StatusText((u16, u16)) = "http-status", "a class or a range of status codes", status,
         { "pattern": "^([1-5]xx|[1-5][0-9][0-9](-[1-5][0-9][0-9])?)$" };
+}
+
+fn workload(text: &str) -> Result<WorkloadApi, Mistake> {
+    WorkloadApi::read(text).map_err(|(what, hint)| Mistake::new(what, hint))
 }
 
 /// Reads a duration with its unit.

@@ -20,6 +20,7 @@ mod reconcile;
 mod reload;
 mod round;
 mod run;
+mod spiffe;
 mod standing;
 #[cfg(test)]
 mod testing;
@@ -27,6 +28,7 @@ mod usual;
 pub mod verdicts;
 mod view;
 
+pub use self::spiffe::Silent;
 pub use brain::{Brain, Notice};
 pub use inputs::{Name, OpenListener};
 pub use journal::{Event, Happening, Journal, Kind, Level, NoSuchWord, Selection};

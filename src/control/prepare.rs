@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::{Overview, ReloadError, discovery::usable, inputs::Name};
+use super::{Overview, ReloadError, discovery::usable, inputs::Name, spiffe::Agent};
 use crate::{
     config::{self, Address, Config, Loaded, Report},
     ids::PoolName,
@@ -46,6 +46,8 @@ pub(super) struct Prepared {
     pub(super) warnings: Report,
     /// Addresses of names that the config in force does not have.
     pub(super) resolved: Vec<(Name, Vec<SocketAddr>)>,
+    /// The SPIFFE Workload API, if anything is taken from it.
+    pub(super) agent: Option<Arc<Agent>>,
 }
 
 /// A name without its pool, and what was found.
@@ -67,7 +69,7 @@ pub(super) async fn prepare(path: Option<PathBuf>, now: &Overview) -> Result<Pre
         let answer = answers.get(&(Arc::clone(&name.1), name.2))?;
         Some((name, answer.as_ref().ok()?.clone()))
     });
-    Ok(Prepared { resolved: resolved.collect(), config, warnings })
+    Ok(Prepared { resolved: resolved.collect(), config, warnings, agent: None })
 }
 
 /// Reads until the file is the same before and after, and not brand new.

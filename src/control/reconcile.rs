@@ -338,7 +338,7 @@ fn happened(notice: &certificates::Notice) -> Happening {
             event.said(format!("{}: the old certificate stays: {}", refused.owner, refused.error))
         }
         certificates::Notice::Well(owner) => {
-            event.change("kept", "well").said(format!("{owner}: the files are what is in force again"))
+            event.change("kept", "well").said(format!("{owner}: what is in force is what there is again"))
         }
     }
 }

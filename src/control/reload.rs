@@ -17,6 +17,7 @@ use super::{
     inputs::{Name, OpenListener},
     prepare::{Prepared, prepare},
     reconcile::{NewConfig, Request},
+    spiffe::{self, Agent, Silent},
 };
 use crate::{
     config::{self, Config, Report},
@@ -89,6 +90,9 @@ pub enum ReloadError {
     /// A certificate, a key or an authority cannot be used.
     #[error("{}", told(.0))]
     Tls(Vec<certificates::Refused>),
+    /// The SPIFFE Workload API has not said who we are.
+    #[error(transparent)]
+    Spiffe(#[from] Silent),
     /// No listener is left.
     #[error("a config without a listener would close every listener: stop the process instead")]
     NoListener,
@@ -155,7 +159,12 @@ impl Loader {
     /// Reads the file again and finds out what applying it takes. Changes nothing: it may be given up.
     pub(super) async fn prepare(&self, path: Option<PathBuf>) -> Result<Prepared, ReloadError> {
         let now = self.view.overview.load_full();
-        prepare(path, &now).await
+        let prepared = prepare(path, &now).await?;
+        let agent = match spiffe::begin(&prepared.config, self.certificates.agent())? {
+            Some(begun) => Some(begun.known().await?),
+            None => None,
+        };
+        Ok(Prepared { agent, ..prepared })
     }
 
     /// Puts a config in force, or says why the old one stays. Must not be given up halfway.
@@ -196,12 +205,12 @@ impl Loader {
     }
 
     async fn apply(&mut self, prepared: Prepared) -> Result<(Generation, Report), ReloadError> {
-        let Prepared { config, warnings, resolved } = prepared;
+        let Prepared { config, warnings, resolved, agent } = prepared;
         if config.listeners.is_empty() && !self.listeners.is_empty() {
             return Err(ReloadError::NoListener);
         }
         try_out(&config)?;
-        let loaded = self.load(&config).await?;
+        let loaded = self.load(&config, agent).await?;
         let before = std::mem::replace(&mut self.certificates, loaded);
         let applied = self.bind_and_publish(config, resolved).await;
         if applied.is_err() {
@@ -211,8 +220,8 @@ impl Loader {
     }
 
     /// TLS as the files have it, and as the sessions of before can go on with it.
-    async fn load(&self, config: &Config) -> Result<Certificates, ReloadError> {
-        let (wanted, before) = (Wanted::of(config), self.certificates.clone());
+    async fn load(&self, config: &Config, agent: Option<Arc<Agent>>) -> Result<Certificates, ReloadError> {
+        let (wanted, before) = (Wanted { agent, ..Wanted::of(config) }, self.certificates.clone());
         let loading = tokio::task::spawn_blocking(move || Certificates::load(&wanted, Some(&before)));
         loading.await.map_err(|_| ReloadError::Stopping)?.map_err(ReloadError::Tls)
     }

@@ -18,6 +18,7 @@ use super::{
     memory,
     reconcile::{Doors, Reconciler, Request},
     reload::{Bound, Loader, ReloadError, bind, try_out},
+    spiffe::{self, Begun},
 };
 use crate::{
     config::{self, AdminBind, Config},
@@ -130,7 +131,10 @@ pub struct Control {
 /// proxies on one machine need not agree on them.
 pub fn bind_all(config: &Config, workers: usize) -> Result<Bindings, StartError> {
     try_out(config)?;
-    let certificates = Certificates::load(&Wanted::of(config), None).map_err(ReloadError::Tls)?;
+    let begun = spiffe::begin(config, None).map_err(ReloadError::Spiffe)?;
+    let agent = begun.map(Begun::wait).transpose().map_err(ReloadError::Spiffe)?;
+    let wanted = Wanted { agent, ..Wanted::of(config) };
+    let certificates = Certificates::load(&wanted, None).map_err(ReloadError::Tls)?;
     let listeners =
         config.listeners.iter().map(|listener| bind(listener, workers)).collect::<Result<_, _>>()?;
     let admin = match &config.admin.bind {
@@ -269,7 +273,7 @@ async fn obey(loader: &mut Loader, path: Option<PathBuf>, orders: &Orders, view:
                 loader.prepare(path.clone()).await
             } => prepared,
         };
-        loader.reload(prepared).await;
+        Box::pin(loader.reload(prepared)).await;
     }
     shared.sessions.advance(Phase::Draining);
     drain(stop, view).await;

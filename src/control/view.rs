@@ -68,7 +68,7 @@ pub struct Overview {
     pub clouds: Vec<CloudView>,
     /// Pools.
     pub pools: Vec<PoolView>,
-    /// The certificates that are shown, and whether their files are what is in force.
+    /// The certificates that are shown, and whether they are what there is.
     pub certificates: Arc<[Told]>,
 }
 

@@ -2,10 +2,17 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use rustls::{ClientConfig, client::Resumption, pki_types::ServerName};
+use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, sign::CertifiedKey};
 
-use super::{Error, alpn, endpoints::Endpoints, facts::Shown, files, names::shown, provider, versions};
-use crate::config::PoolTls;
+use super::{
+    Error, Workload, alpn,
+    endpoints::{Endpoints, Roots},
+    facts::Shown,
+    files,
+    names::shown,
+    provider, versions,
+};
+use crate::config::{Authority, PoolTls};
 
 /// What is spoken with the endpoints of a pool.
 pub struct Client {
@@ -19,34 +26,51 @@ pub struct Client {
 /// Sessions with endpoints that may be resumed, for each pool.
 const SESSIONS: usize = 256;
 
-/// Makes what is spoken with the endpoints of a pool of its settings. Sessions are resumed as long as this lives.
+/// Makes what is spoken with the endpoints of a pool of its settings, as [`client_with`] does, where they take nothing from
+/// a Workload API.
+///
+/// # Errors
+///
+/// As there.
+pub fn client(settings: &PoolTls) -> Result<Client, Error> {
+    client_with(settings, None)
+}
+
+/// Makes what is spoken with the endpoints of a pool of its settings and of what the SPIFFE Workload API says. Sessions
+/// are resumed as long as this lives.
 ///
 /// # Errors
 ///
 /// If a file cannot be read or is not what it must be, a key does not belong to its certificate, the system has no
-/// authorities where none are named, or the server name is neither a host name nor an address.
-pub fn client(settings: &PoolTls) -> Result<Client, Error> {
+/// authorities where none are named, a Workload API is needed that is not there, or the server name is neither a host
+/// name nor an address.
+pub fn client_with(settings: &PoolTls, workload: Option<&Workload>) -> Result<Client, Error> {
     let provider = provider();
-    let roots = match &settings.ca {
-        Some(file) => files::authorities(file)?.0,
-        None => files::system_authorities()?,
+    let (roots, names) = match &settings.ca {
+        Some(Authority::File(file)) => (Roots::All(files::authorities(file)?.0), settings.names.clone()),
+        Some(Authority::Spiffe) => {
+            let workload = workload.ok_or_else(Error::no_workload)?;
+            (Roots::OfDomains(workload.roots()), workload.names(&settings.names))
+        }
+        None => (Roots::All(files::system_authorities()?), settings.names.clone()),
     };
     let algorithms = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions(settings.min_version))
         .map_err(Error::Settings)?;
-    let builder = if settings.names.is_empty() {
-        builder.with_root_certificates(roots)
-    } else {
-        let verifier = Endpoints { roots, names: settings.names.clone(), algorithms };
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+    let builder = match roots {
+        // The library compares the name that was asked for. SPIFFE always has names.
+        Roots::All(roots) if names.is_empty() => builder.with_root_certificates(roots),
+        roots => {
+            let verifier = Endpoints { roots, names, algorithms };
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        }
     };
     let (mut config, certificate) = match &settings.identity {
         None => (builder.with_no_client_auth(), None),
-        Some(pair) => {
-            let key = files::pair(pair, &provider)?;
-            let certificate = Shown::of(&pair.certificate, key.end_entity_cert().map_err(Error::Settings)?)?;
-            let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(key));
+        Some(identity) => {
+            let (key, certificate) = files::identity(identity, workload, &provider)?;
+            let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(CertifiedKey::clone(&key)));
             (builder.with_client_cert_resolver(resolver), Some(certificate))
         }
     };

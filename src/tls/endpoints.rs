@@ -1,7 +1,7 @@
 //! The certificates of endpoints where the operator names patterns: the chain as ever, and a name that is allowed in
 //! place of the name that was asked for.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
@@ -17,10 +17,34 @@ use rustls::{
 use super::names::{self, Side};
 use crate::config::NamePattern;
 
+/// The authorities that are believed.
+#[derive(Debug)]
+pub(super) enum Roots {
+    /// For every name.
+    All(Arc<RootCertStore>),
+    /// Those of each trust domain, for the ids of that domain and no others.
+    OfDomains(BTreeMap<String, Arc<RootCertStore>>),
+}
+
+impl Roots {
+    /// Those that may vouch for this certificate.
+    fn of(&self, end_entity: &CertificateDer<'_>) -> Result<&RootCertStore, rustls::Error> {
+        match self {
+            Self::All(roots) => Ok(roots),
+            Self::OfDomains(domains) => {
+                let (_, domain) = names::svid(end_entity)
+                    .map_err(|refused| CertificateError::Other(OtherError(Arc::new(refused))))?;
+                let roots = domains.get(&domain).ok_or(CertificateError::UnknownIssuer)?;
+                Ok(roots)
+            }
+        }
+    }
+}
+
 /// A chain to one of `roots` (for a server, in its time), then a name that matches one of `names`.
 #[derive(Debug)]
 pub(super) struct Endpoints {
-    pub(super) roots: Arc<RootCertStore>,
+    pub(super) roots: Roots,
     /// Never empty.
     pub(super) names: Vec<NamePattern>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
@@ -38,7 +62,7 @@ impl ServerCertVerifier for Endpoints {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(
             &parsed,
-            &self.roots,
+            self.roots.of(end_entity)?,
             intermediates,
             now,
             self.algorithms.all,

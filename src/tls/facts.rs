@@ -12,7 +12,7 @@ use super::{
 /// What `status` and the metrics tell of a certificate that we show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
-    /// The file it is in.
+    /// The file it is in, or the address of the SPIFFE Workload API that gave it.
     pub file: PathBuf,
     /// Names that it is for (SAN), else the common name: the first 16, escaped, each at most 253 characters long.
     pub names: Vec<String>,

@@ -17,19 +17,17 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::Error;
-use crate::config::{ClientCertificates, KeyPair, ListenerTls, PoolTls};
+use super::{Error, Shown, Workload};
+use crate::config::{Authority, ClientCertificates, Identity, KeyPair, ListenerTls, PoolTls};
 
 /// Every file that a listener's settings name.
 #[must_use]
 pub fn files_of_listener(settings: &ListenerTls) -> Vec<PathBuf> {
-    let mut files: Vec<_> =
-        settings.certificates.iter().flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]).collect();
-    match &settings.clients {
-        ClientCertificates::Off => {}
-        ClientCertificates::Optional(trust) | ClientCertificates::Required(trust) => {
-            files.push(trust.ca.clone());
-        }
+    let mut files: Vec<_> = settings.certificates.iter().flat_map(files_of_identity).collect();
+    if let ClientCertificates::Optional(trust) | ClientCertificates::Required(trust) = &settings.clients
+        && let Authority::File(ca) = &trust.ca
+    {
+        files.push(ca.clone());
     }
     files
 }
@@ -37,12 +35,41 @@ pub fn files_of_listener(settings: &ListenerTls) -> Vec<PathBuf> {
 /// Every file that a pool's settings name.
 #[must_use]
 pub fn files_of_pool(settings: &PoolTls) -> Vec<PathBuf> {
-    let pair = settings.identity.iter().flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]);
-    settings.ca.iter().cloned().chain(pair).collect()
+    let ca = match &settings.ca {
+        Some(Authority::File(ca)) => Some(ca.clone()),
+        Some(Authority::Spiffe) | None => None,
+    };
+    ca.into_iter().chain(settings.identity.iter().flat_map(files_of_identity)).collect()
+}
+
+fn files_of_identity(identity: &Identity) -> Vec<PathBuf> {
+    match identity {
+        Identity::Files(pair) => vec![pair.certificate.clone(), pair.key.clone()],
+        Identity::Spiffe => Vec::new(),
+    }
+}
+
+/// A chain with its key, and what is told of it.
+pub(super) fn identity(
+    identity: &Identity,
+    workload: Option<&Workload>,
+    provider: &CryptoProvider,
+) -> Result<(Arc<CertifiedKey>, Shown), Error> {
+    match identity {
+        Identity::Files(files) => {
+            let key = Arc::new(pair(files, provider)?);
+            let shown = Shown::of(&files.certificate, key.end_entity_cert().map_err(Error::Settings)?)?;
+            Ok((key, shown))
+        }
+        Identity::Spiffe => {
+            let workload = workload.ok_or_else(Error::no_workload)?;
+            Ok((Arc::clone(workload.key()), workload.shown().clone()))
+        }
+    }
 }
 
 /// A chain and its key, if the key belongs to the chain's first certificate.
-pub(super) fn pair(pair: &KeyPair, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {
+fn pair(pair: &KeyPair, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {
     let chain = certificates(&pair.certificate)?;
     let key = key(&pair.key)?;
     let key = provider.key_provider.load_private_key(key).map_err(|_| {

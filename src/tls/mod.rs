@@ -1,4 +1,4 @@
-//! TLS settings made of the operator's files: certificates, keys, trust, tickets.
+//! TLS settings made of the operator's files, or of what a SPIFFE Workload API says: certificates, keys, trust, tickets.
 //!
 //! [`server`] is for listeners, [`client`] for pools. What they make is a crate's configuration and facts about the
 //! certificates in it; [`why`] says in words what went wrong in a handshake.
@@ -17,12 +17,14 @@ pub(crate) mod testing;
 mod tests;
 mod tickets;
 mod why;
+mod workload;
 
-pub use client::{Client, client};
+pub use client::{Client, client, client_with};
 pub use facts::{Shown, Validity};
 pub use files::{files_of_listener, files_of_pool};
-pub use server::{Server, server};
+pub use server::{Server, server, server_with};
 pub use why::{Negotiated, negotiated, recheck, version_word, why, why_io};
+pub use workload::Workload;
 
 use std::{
     path::{Path, PathBuf},
@@ -60,12 +62,20 @@ pub enum Error {
     /// This is neither a host name nor an address.
     #[error("{0} is neither a host name nor an IP address")]
     Name(String),
+    /// The SPIFFE Workload API does not answer, or says something that cannot be used.
+    #[error("{0}")]
+    Workload(String),
     /// The library refuses the settings.
     #[error("these TLS settings cannot be used: {0}")]
     Settings(rustls::Error),
 }
 
 impl Error {
+    /// Settings that take something from a Workload API where none is asked.
+    fn no_workload() -> Self {
+        Self::Workload("no SPIFFE Workload API is asked".to_owned())
+    }
+
     fn file(file: &Path, what: impl Into<String>) -> Self {
         Self::File { file: file.to_owned(), what: what.into() }
     }

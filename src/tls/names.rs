@@ -100,6 +100,24 @@ pub(super) fn check(
     Err(Refused::Name(refusal(&names, patterns)))
 }
 
+/// The SPIFFE id of an X.509-SVID and its trust domain. A leaf has an id with a path (X.509-SVID, section 3.1).
+pub(super) fn svid(certificate: &CertificateDer<'_>) -> Result<(String, String), Refused> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| Refused::Broken(format!("the certificate cannot be read: {error}")))?;
+    let names = Names::of(&parsed);
+    if let Some(what) = &names.broken {
+        return Err(Refused::Broken(what.clone()));
+    }
+    let parts = spiffe_id(&names).and_then(|id| Some((id, id.strip_prefix("spiffe://")?.split_once('/')?.0)));
+    parts.map(|(id, domain)| (id.to_owned(), domain.to_owned())).ok_or_else(|| {
+        let has = list(&names.everything());
+        Refused::Name(format!(
+            "the certificate has no SPIFFE id of a workload: it has {has}{}",
+            because(&names)
+        ))
+    })
+}
+
 fn matches(pattern: &NamePattern, names: &Names, side: Side) -> bool {
     match pattern {
         NamePattern::Dns(name) => names.dns.iter().any(|has| match (wildcard(has), side) {
@@ -167,13 +185,18 @@ fn refusal(names: &Names, patterns: &[NamePattern]) -> String {
         .any(|pattern| matches!(pattern, NamePattern::Spiffe(_) | NamePattern::SpiffeBelow(_)));
     let has = list(&names.everything());
     let asked = list(&asked);
-    let because = match names.uris.as_slice() {
-        [_] if wants_id && names.signs => "; its SPIFFE id does not count, as it may sign certificates",
-        [_] if wants_id && spiffe_id(names).is_none() => "; its URI is not a right SPIFFE id",
-        [_, _, ..] if wants_id => "; a certificate with several URIs has no SPIFFE id",
-        _ => "",
-    };
+    let because = if wants_id { because(names) } else { "" };
     format!("no name in the certificate is allowed: it has {has}, allowed are {asked}{because}")
+}
+
+/// Why a certificate with URIs has no SPIFFE id.
+fn because(names: &Names) -> &'static str {
+    match names.uris.as_slice() {
+        [_] if names.signs => "; its SPIFFE id does not count, as it may sign certificates",
+        [_] if spiffe_id(names).is_none() => "; its URI is not a right SPIFFE id",
+        [_, _, ..] => "; a certificate with several URIs has no SPIFFE id",
+        _ => "",
+    }
 }
 
 fn written(pattern: &NamePattern) -> String {

@@ -8,8 +8,10 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
-use super::{Error, alpn, clients, facts::Shown, files, provider, sni::ByName, tickets::Tickets, versions};
-use crate::config::{ClientCertificates, ClientTrust, ListenerTls};
+use super::{
+    Error, Workload, alpn, clients, facts::Shown, files, provider, sni::ByName, tickets::Tickets, versions,
+};
+use crate::config::{Authority, ClientCertificates, ClientTrust, ListenerTls, NamePattern};
 
 /// What a listener speaks.
 pub struct Server {
@@ -28,34 +30,55 @@ pub struct Server {
 #[derive(PartialEq, Eq)]
 struct Rule {
     clients: ClientCertificates,
-    authorities: Vec<CertificateDer<'static>>,
+    trust: Trust,
     life: Option<Duration>,
 }
 
-/// Makes what a listener speaks of its settings.
+/// Whose certificates of clients are right.
+#[derive(Default, PartialEq, Eq)]
+struct Trust {
+    /// By the trust domain that they vouch for; of a file, for everybody: under no name.
+    authorities: Vec<(String, Vec<CertificateDer<'static>>)>,
+    names: Vec<NamePattern>,
+}
+
+/// Makes what a listener speaks of its settings, as [`server_with`] does, where they take nothing from a Workload API.
+///
+/// # Errors
+///
+/// As there.
+pub fn server(settings: &ListenerTls, before: Option<&Server>) -> Result<Server, Error> {
+    server_with(settings, None, before)
+}
+
+/// Makes what a listener speaks of its settings and of what the SPIFFE Workload API says.
 ///
 /// `before` is what the same listener spoke until now: its sessions may be resumed if the rule about client
 /// certificates, their authorities and the life of tickets are what they were. It must never be another listener's.
 ///
 /// # Errors
 ///
-/// If a file cannot be read or is not what it must be, or a key does not belong to its certificate.
-pub fn server(settings: &ListenerTls, before: Option<&Server>) -> Result<Server, Error> {
+/// If a file cannot be read or is not what it must be, a key does not belong to its certificate, or a Workload API is
+/// needed that is not there.
+pub fn server_with(
+    settings: &ListenerTls,
+    workload: Option<&Workload>,
+    before: Option<&Server>,
+) -> Result<Server, Error> {
     let provider = provider();
     let mut by_name = ByName::default();
     let mut certificates = Vec::with_capacity(settings.certificates.len());
-    for pair in &settings.certificates {
-        let key = Arc::new(files::pair(pair, &provider)?);
-        let leaf = key.end_entity_cert().map_err(Error::Settings)?;
-        certificates.push(Shown::of(&pair.certificate, leaf)?);
+    for identity in &settings.certificates {
+        let (key, shown) = files::identity(identity, workload, &provider)?;
+        certificates.push(shown);
         by_name.add(&key);
     }
-    let (clients, authorities) = match &settings.clients {
-        ClientCertificates::Off => (None, Vec::new()),
-        ClientCertificates::Optional(trust) => trusting(trust, false)?,
-        ClientCertificates::Required(trust) => trusting(trust, true)?,
+    let (clients, trust) = match &settings.clients {
+        ClientCertificates::Off => (None, Trust::default()),
+        ClientCertificates::Optional(trust) => trusting(trust, workload, false)?,
+        ClientCertificates::Required(trust) => trusting(trust, workload, true)?,
     };
-    let rule = Rule { clients: settings.clients.clone(), authorities, life: settings.tickets };
+    let rule = Rule { clients: settings.clients.clone(), trust, life: settings.tickets };
     let tickets = match (settings.tickets, before) {
         (None, _) => None,
         (Some(_), Some(before)) if before.rule == rule => before.tickets.clone(),
@@ -85,12 +108,23 @@ pub fn server(settings: &ListenerTls, before: Option<&Server>) -> Result<Server,
     Ok(Server { config: Arc::new(config), certificates, clients, by_name, tickets, rule })
 }
 
-type Trusting = (Option<Arc<dyn ClientCertVerifier>>, Vec<CertificateDer<'static>>);
+type Trusting = (Option<Arc<dyn ClientCertVerifier>>, Trust);
 
-fn trusting(trust: &ClientTrust, required: bool) -> Result<Trusting, Error> {
-    let (roots, authorities) = files::authorities(&trust.ca)?;
-    let verifier = clients::verifier(roots, trust.names.clone(), required, provider())?;
-    Ok((Some(verifier), authorities))
+fn trusting(trust: &ClientTrust, workload: Option<&Workload>, required: bool) -> Result<Trusting, Error> {
+    let (verifier, authorities, names) = match &trust.ca {
+        Authority::File(ca) => {
+            let (roots, found) = files::authorities(ca)?;
+            let verifier = clients::verifier(roots, trust.names.clone(), required, provider())?;
+            (verifier, vec![(String::new(), found)], trust.names.clone())
+        }
+        Authority::Spiffe => {
+            let workload = workload.ok_or_else(Error::no_workload)?;
+            let names = workload.names(&trust.names);
+            let verifier = clients::verifier_of(workload, names.clone(), required, &provider())?;
+            (verifier, workload.authorities(), names)
+        }
+    };
+    Ok((Some(verifier), Trust { authorities, names }))
 }
 
 impl Server {

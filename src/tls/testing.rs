@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use super::{Client, Server};
 use crate::config::{
-    ClientCertificates, ClientTrust, KeyPair, ListenerTls, NamePattern, PoolTls, TlsVersion,
+    Authority as Trusted, ClientCertificates, ClientTrust, Identity, KeyPair, ListenerTls, NamePattern,
+    PoolTls, TlsVersion,
 };
 
 /// An authority that signs what tests need.
@@ -98,13 +99,13 @@ impl Files {
     }
 
     pub(crate) fn trust(&self, name: &str, authority: &Authority, names: &[NamePattern]) -> ClientTrust {
-        ClientTrust { ca: self.put(name, &authority.pem), names: names.to_vec() }
+        ClientTrust { ca: Trusted::File(self.put(name, &authority.pem)), names: names.to_vec() }
     }
 }
 
 pub(crate) fn listener(certificates: Vec<KeyPair>) -> ListenerTls {
     ListenerTls {
-        certificates,
+        certificates: certificates.into_iter().map(Identity::Files).collect(),
         min_version: TlsVersion::V12,
         alpn: Vec::new(),
         clients: ClientCertificates::Off,
@@ -114,7 +115,7 @@ pub(crate) fn listener(certificates: Vec<KeyPair>) -> ListenerTls {
 
 pub(crate) fn pool(ca: PathBuf) -> PoolTls {
     PoolTls {
-        ca: Some(ca),
+        ca: Some(Trusted::File(ca)),
         server_name: None,
         names: Vec::new(),
         identity: None,

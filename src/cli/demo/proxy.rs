@@ -161,6 +161,7 @@ fn config(clouds: &[Cloud], doors: Option<Doors>) -> Config {
         },
         admin: config::Admin { bind: admin, explicit: true },
         telemetry: config::Telemetry { bind: doors.map(|doors| doors.telemetry), explicit: true },
+        spiffe: None,
         clouds: clouds
             .iter()
             .map(|cloud| config::Cloud {

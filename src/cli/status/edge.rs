@@ -54,8 +54,8 @@ pub(super) fn certificates(all: &[Certificates]) -> Table {
             table.row(row(&one.file, names(one), time(one)), Vec::new());
         }
         if let Some(alarm) = alarm {
-            let note = format!("what was made of older files stays in force: {alarm}");
-            table.row(row("", String::new(), Cell::painted("x files are wrong", Paint::Bad)), vec![note]);
+            let note = format!("what is in force stays: {alarm}");
+            table.row(row("", String::new(), Cell::painted("x not renewed", Paint::Bad)), vec![note]);
         }
     }
     table

@@ -4,8 +4,8 @@ use std::fmt::{self, Display, Write as _};
 
 use super::{bare, optional, text};
 use crate::config::{
-    Access, Admission, ClientCertificates, Entry, ListenerTls, PoolTls, ProxyIn, ProxyOut, Route, Target,
-    Towards,
+    Access, Admission, Authority, ClientCertificates, Entry, Identity, ListenerTls, PoolTls, ProxyIn,
+    ProxyOut, Route, Target, Towards,
     names::{count_text, destination_text, network_text, rule_text, sni_text},
     sockets::size_text,
     values::time_text,
@@ -57,12 +57,18 @@ fn write_listener_tls(out: &mut String, tls: &ListenerTls) -> fmt::Result {
     let pairs: Vec<String> = tls
         .certificates
         .iter()
-        .map(|pair| {
+        .filter_map(|identity| {
+            let Identity::Files(pair) = identity else { return None };
             let (certificate, key) = (pair.certificate.to_string_lossy(), pair.key.to_string_lossy());
-            format!("{{ certificate = {}, key = {} }}", text(certificate), text(key))
+            Some(format!("{{ certificate = {}, key = {} }}", text(certificate), text(key)))
         })
         .collect();
-    writeln!(out, "\n[listener.tls]\ncertificates = [{}]", pairs.join(", "))?;
+    writeln!(out, "\n[listener.tls]")?;
+    if tls.certificates.contains(&Identity::Spiffe) {
+        writeln!(out, "spiffe = true")?;
+    } else {
+        writeln!(out, "certificates = [{}]", pairs.join(", "))?;
+    }
     writeln!(out, "min_version = {}", text(tls.min_version.word()))?;
     list(out, "alpn", &tls.alpn, Clone::clone)?;
     let (word, trust) = match &tls.clients {
@@ -72,7 +78,9 @@ fn write_listener_tls(out: &mut String, tls: &ListenerTls) -> fmt::Result {
     };
     writeln!(out, "client_certificates = {}", text(word))?;
     if let Some(trust) = trust {
-        writeln!(out, "client_ca = {}", text(trust.ca.to_string_lossy()))?;
+        if let Authority::File(ca) = &trust.ca {
+            writeln!(out, "client_ca = {}", text(ca.to_string_lossy()))?;
+        }
         list(out, "client_names", &trust.names, rule_text)?;
     }
     let tickets = tls.tickets.map_or_else(|| "off".to_owned(), time_text);
@@ -118,7 +126,11 @@ pub(super) fn write_towards(out: &mut String, towards: &Towards) -> fmt::Result 
 fn write_pool_tls(out: &mut String, tls: &PoolTls) -> fmt::Result {
     writeln!(out, "\n[pool.tls]")?;
     let path = |path: &std::path::PathBuf| path.to_string_lossy().into_owned();
-    optional(out, "ca", tls.ca.as_ref().map(path).as_deref(), "those of the system")?;
+    match &tls.ca {
+        Some(Authority::Spiffe) => writeln!(out, "spiffe = true")?,
+        Some(Authority::File(ca)) => writeln!(out, "ca = {}", text(path(ca)))?,
+        None => optional(out, "ca", None, "those of the system")?,
+    }
     optional(
         out,
         "server_name",
@@ -126,7 +138,7 @@ fn write_pool_tls(out: &mut String, tls: &PoolTls) -> fmt::Result {
         "the host name of the endpoint, or its IP address",
     )?;
     list(out, "names", &tls.names, rule_text)?;
-    if let Some(pair) = &tls.identity {
+    if let Some(Identity::Files(pair)) = &tls.identity {
         writeln!(out, "certificate = {}\nkey = {}", text(path(&pair.certificate)), text(path(&pair.key)))?;
     }
     writeln!(out, "min_version = {}", text(tls.min_version.word()))?;

@@ -47,6 +47,7 @@ fn write(out: &mut String, config: &Config) -> fmt::Result {
     }
     write_log(out, config)?;
     write_own(out, config)?;
+    write_spiffe(out, config)?;
     for cloud in &config.clouds {
         write_cloud(out, cloud)?;
     }
@@ -84,6 +85,16 @@ fn write_own(out: &mut String, config: &Config) -> fmt::Result {
         writeln!(out, "\n[{table}]\n{comment}bind = {}", text(bind))?;
     }
     Ok(())
+}
+
+/// Left out where nothing is taken from there: a program that was built without it refuses the table.
+fn write_spiffe(out: &mut String, config: &Config) -> fmt::Result {
+    if config.spiffe.is_none() && !config.takes_spiffe() {
+        return Ok(());
+    }
+    writeln!(out, "\n[spiffe]")?;
+    let socket = config.spiffe.as_ref().map(ToString::to_string);
+    optional(out, "socket", socket.as_deref(), "that of SPIFFE_ENDPOINT_SOCKET")
 }
 
 fn write_cloud(out: &mut String, cloud: &Cloud) -> fmt::Result {

@@ -19,7 +19,7 @@ use super::{
     keys::{Items, Key, Mark, Named},
     values::{
         AdminText, CongestionText, CountText, Decimal, FilePath, InterfaceText, Name, Seconds, SizeText,
-        SourceText, TelemetryText, Time, time_text,
+        SourceText, TelemetryText, Time, WorkloadText, time_text,
     },
     words::{Vocabulary as _, Word},
 };
@@ -69,6 +69,9 @@ pub(super) struct File {
 
     /// Where health and counters are served.
     pub(super) telemetry: Key<Telemetry>,
+
+    /// The SPIFFE Workload API, from which listeners and pools with `spiffe = true` take who we are and whom to believe.
+    pub(super) spiffe: Key<Spiffe>,
 
     /// Clouds: what fails as one. Each endpoint stands in one of them.
     pub(super) cloud: Key<Named<Cloud>>,
@@ -124,6 +127,20 @@ pub(super) struct Telemetry {
     /// the default address is busy the proxy starts without it and warns; an address given here must be free.
     #[schemars(extend("default" = defaults::TELEMETRY.to_string()))]
     pub(super) bind: Key<TelemetryText>,
+}
+
+/// The SPIFFE Workload API of this machine, as a SPIRE agent serves it: it gives our X.509-SVID and the bundles of trust
+/// domains, and new ones before the old ones expire. It takes a build with `--features spiffe`; every other build refuses
+/// this table and `spiffe = true`.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Spiffe {
+    /// Where it is asked: `"unix:///path.sock"`, or `"tcp://IP:PORT"` (without TLS: our key travels on it).
+    #[schemars(extend(
+        "x-default" = "what the environment has in `SPIFFE_ENDPOINT_SOCKET`",
+        "examples" = ["unix:///run/spire/agent/public/api.sock"]
+    ))]
+    pub(super) socket: Key<WorkloadText>,
 }
 
 /// A cloud. `[cloud.NAME]` alone is enough: the name is what endpoints, policies, logs and metrics use.

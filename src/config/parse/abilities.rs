@@ -50,7 +50,7 @@ impl Build<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Here, *};
 
     const TEXT: &str = "version = 1\n[cloud.a]\n[[pool]]\nname = \"p\"\nclient_source = true\n\
         [pool.health.tcp]\n[[pool.endpoint]]\naddress = \"192.0.2.1:1\"\ncloud = \"a\"\n\
@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn each_capability_that_is_missing_is_named_at_its_key() {
-        let warnings = |here| {
+        let warnings = |abilities: Option<Abilities>| {
+            let here = Some(Here { abilities, spiffe: true });
             let report = super::super::parse(TEXT, "x.toml", here).unwrap().warnings;
             let lines = report.problems().iter().map(|problem| {
                 assert_eq!(problem.code, Code::NotHere);

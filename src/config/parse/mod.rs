@@ -14,6 +14,7 @@ mod place;
 mod pools;
 mod sift;
 mod sockets;
+mod spiffe;
 mod syntax;
 mod tls;
 
@@ -37,9 +38,18 @@ use crate::net::Abilities;
 /// Larger files are refused before they are read: no config is that long.
 pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
 
-/// Makes a config of `text`, or says everything that is wrong with it. `here`: what the process may do that is to serve
-/// it, if that is this one.
-pub(super) fn parse(text: &str, name: &str, here: Option<Abilities>) -> Result<Loaded, Refused> {
+/// What the process may do, and what the program can, that is to serve a config.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Here {
+    /// `None` where the kernel does not tell.
+    pub(super) abilities: Option<Abilities>,
+    /// The build has a SPIFFE Workload API.
+    pub(super) spiffe: bool,
+}
+
+/// Makes a config of `text`, or says everything that is wrong with it. `here`: what is to serve it, if that is this
+/// process.
+pub(super) fn parse(text: &str, name: &str, here: Option<Here>) -> Result<Loaded, Refused> {
     if text.len() > MOST_BYTES {
         let problem = Problem::of_file(Code::Unreadable, format!("{name} is larger than 16 MiB"));
         return Err(Refused(Report::new(name, "", vec![problem])));
@@ -51,7 +61,12 @@ pub(super) fn parse(text: &str, name: &str, here: Option<Abilities>) -> Result<L
     let config = match File::deserialize(Deserializer::from(tree)) {
         Ok(file) => {
             if let Some(here) = here {
-                build.abilities(&file, here);
+                if let Some(abilities) = here.abilities {
+                    build.abilities(&file, abilities);
+                }
+                if !here.spiffe {
+                    build.not_built(&file);
+                }
             }
             build.config(&file).map(|config| (config, Places::new(&file)))
         }
@@ -116,6 +131,7 @@ impl Build<'_> {
                 .hint("write 1, or use a newer twinspan".to_owned()),
             );
         }
+        let spiffe = self.spiffe(file);
         let clouds = self.clouds(file);
         let admin = admin(file);
         let telemetry = telemetry(file);
@@ -136,6 +152,7 @@ impl Build<'_> {
             log: log(file),
             admin,
             telemetry,
+            spiffe,
             clouds,
             pools: pools?,
             listeners: listeners?,

@@ -10,8 +10,8 @@ use std::{
 use super::{Step, when};
 use crate::{
     config::{
-        About, ClientCertificates, Code, Config, Finding, KeyPair, Listener, ListenerTls, PoolTls, Role,
-        SniPattern, TlsVersion,
+        About, Authority, ClientCertificates, Code, Config, Finding, Identity, KeyPair, Listener,
+        ListenerTls, PoolTls, Role, SniPattern, TlsVersion, WorkloadApi,
     },
     tls::{self, Server},
 };
@@ -21,6 +21,7 @@ use crate::{
 #[must_use]
 pub fn check(config: &Config, now: i64) -> Vec<Finding> {
     let mut check = Check { now, findings: Vec::new(), told: BTreeSet::new() };
+    check.workload_api(config);
     for (at, listener) in config.listeners.iter().enumerate() {
         if let Some(tls) = &listener.entry.tls {
             check.told.clear();
@@ -47,12 +48,32 @@ struct Check {
 type Place<'a> = &'a dyn Fn(Role, &Path) -> About;
 
 impl Check {
+    /// Tells of a socket that is not on this machine. Who is behind it is not asked.
+    fn workload_api(&mut self, config: &Config) {
+        let Some(path) = config.spiffe.as_ref().and_then(WorkloadApi::path) else { return };
+        let Some(error) = fs::metadata(path).err().filter(|_| config.takes_spiffe()) else { return };
+        self.findings.push(Finding {
+            code: Code::NotHere,
+            about: About::WorkloadApi,
+            also: None,
+            what: format!("{} is not here: {error}", path.display()),
+            label: "no start here",
+            hint: Some("where it is to run, the agent must be there first".to_owned()),
+        });
+    }
+
     fn listener(&mut self, at: usize, listener: &Listener, settings: &ListenerTls) {
         let place = |role, path: &Path| About::FileOfListener(at, role, path.to_owned());
+        // Who knows the names that the Workload API gives?
+        let own = |identity: &Identity, check: &mut Self| match identity {
+            Identity::Files(pair) => check.pair(pair, &place),
+            Identity::Spiffe => None,
+        };
         let pairs: Vec<Option<Server>> =
-            settings.certificates.iter().map(|pair| self.pair(pair, &place)).collect();
+            settings.certificates.iter().map(|identity| own(identity, self)).collect();
         if let ClientCertificates::Optional(trust) | ClientCertificates::Required(trust) = &settings.clients
-            && self.is_here(Role::Authorities, &trust.ca, &place)
+            && let Authority::File(ca) = &trust.ca
+            && self.is_here(Role::Authorities, ca, &place)
         {
             let settings = ListenerTls { certificates: Vec::new(), ..settings.clone() };
             if let Err(error) = tls::server(&settings, None) {
@@ -83,11 +104,15 @@ impl Check {
 
     fn pool(&mut self, at: usize, settings: &PoolTls) {
         let place = |role, path: &Path| About::FileOfPool(at, role, path.to_owned());
-        let here = settings.ca.as_ref().is_none_or(|ca| self.is_here(Role::Authorities, ca, &place));
+        let here = match &settings.ca {
+            Some(Authority::File(ca)) => self.is_here(Role::Authorities, ca, &place),
+            Some(Authority::Spiffe) => false,
+            None => true,
+        };
         if here && let Err(error) = tls::client(&PoolTls { identity: None, ..settings.clone() }) {
             self.wrong(error, Role::Authorities, &place, Some(About::Pool(at)));
         }
-        if let Some(pair) = &settings.identity {
+        if let Some(Identity::Files(pair)) = &settings.identity {
             self.pair(pair, &place);
         }
     }
@@ -102,7 +127,7 @@ impl Check {
             return None;
         }
         let settings = ListenerTls {
-            certificates: vec![pair.clone()],
+            certificates: vec![Identity::Files(pair.clone())],
             min_version: TlsVersion::V12,
             alpn: Vec::new(),
             clients: ClientCertificates::Off,
@@ -186,7 +211,10 @@ impl Check {
                     key.display()
                 )),
             },
-            tls::Error::NoSystemRoots(_) | tls::Error::Name(_) | tls::Error::Settings(_) => {
+            tls::Error::NoSystemRoots(_)
+            | tls::Error::Name(_)
+            | tls::Error::Workload(_)
+            | tls::Error::Settings(_) => {
                 let Some(about) = whole else { return };
                 // The machine that serves may have what this one has not.
                 let absent = matches!(error, tls::Error::NoSystemRoots(_));

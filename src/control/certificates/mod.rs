@@ -1,7 +1,8 @@
 //! The TLS of every listener and pool, and the files it is made of.
 //!
 //! [`Certificates::load`] makes all of it or nothing, at the start and for a reload. [`Certificates::changed`] is asked
-//! each second: what has new files is made anew, and what has wrong ones stays as it is, with an alarm.
+//! each second: what has new files is made anew, and what has wrong ones stays as it is, with an alarm. What the SPIFFE
+//! Workload API says counts as a file does.
 
 mod check;
 mod expiry;
@@ -15,10 +16,11 @@ pub use check::check;
 pub use expiry::{Calendar, Nearing, Step, when};
 use fingerprint::Look;
 
+use super::spiffe::{Agent, Known};
 use crate::{
     config::{Config, Listener, ListenerTls, Pool, PoolTls},
     ids::{ListenerName, PoolName},
-    tls::{self, Client, Server, Shown},
+    tls::{self, Client, Server, Shown, Workload},
 };
 
 /// The settings of everything that has TLS.
@@ -28,6 +30,8 @@ pub struct Wanted {
     pub listeners: BTreeMap<ListenerName, ListenerTls>,
     /// Of pools.
     pub pools: BTreeMap<PoolName, PoolTls>,
+    /// The SPIFFE Workload API, where anything is taken from it. Not of the config.
+    pub(super) agent: Option<Arc<Agent>>,
 }
 
 impl Wanted {
@@ -39,6 +43,7 @@ impl Wanted {
         Self {
             listeners: config.listeners.iter().filter_map(listener).collect(),
             pools: config.pools.iter().filter_map(pool).collect(),
+            agent: None,
         }
     }
 }
@@ -94,6 +99,7 @@ pub struct Told {
 pub struct Certificates {
     listeners: BTreeMap<ListenerName, Kept<Server>>,
     pools: BTreeMap<PoolName, Kept<Client>>,
+    agent: Option<Arc<Agent>>,
 }
 
 impl Certificates {
@@ -105,15 +111,16 @@ impl Certificates {
     /// Every reason why something cannot be made.
     pub fn load(wanted: &Wanted, before: Option<&Self>) -> Result<Self, Vec<Refused>> {
         let mut refused = Vec::new();
-        let mut new = Self::default();
+        let mut new = Self { agent: wanted.agent.clone(), ..Self::default() };
+        let known = new.known();
         for (name, settings) in &wanted.listeners {
-            match Kept::load(settings, before.and_then(|before| before.listeners.get(name))) {
+            match Kept::load(settings, &known, before.and_then(|before| before.listeners.get(name))) {
                 Ok(kept) => drop(new.listeners.insert(name.clone(), kept)),
                 Err(error) => refused.push(Refused { owner: Owner::Listener(name.clone()), error }),
             }
         }
         for (name, settings) in &wanted.pools {
-            match Kept::load(settings, before.and_then(|before| before.pools.get(name))) {
+            match Kept::load(settings, &known, before.and_then(|before| before.pools.get(name))) {
                 Ok(kept) => drop(new.pools.insert(name.clone(), kept)),
                 Err(error) => refused.push(Refused { owner: Owner::Pool(name.clone()), error }),
             }
@@ -125,14 +132,24 @@ impl Certificates {
     /// the caller waits for the disk.
     pub fn changed(&mut self) -> Vec<Notice> {
         let mut notices = Vec::new();
+        let known = self.known();
         for (name, kept) in &mut self.listeners {
             kept.made.forget_old_keys();
-            kept.again(&Owner::Listener(name.clone()), &mut notices);
+            kept.again(&known, &Owner::Listener(name.clone()), &mut notices);
         }
         for (name, kept) in &mut self.pools {
-            kept.again(&Owner::Pool(name.clone()), &mut notices);
+            kept.again(&known, &Owner::Pool(name.clone()), &mut notices);
         }
         notices
+    }
+
+    /// The SPIFFE Workload API, if anything is taken from it.
+    pub(super) const fn agent(&self) -> Option<&Arc<Agent>> {
+        self.agent.as_ref()
+    }
+
+    fn known(&self) -> Known {
+        self.agent.as_ref().map(|agent| agent.known()).unwrap_or_default()
     }
 
     /// What each listener speaks where TLS ends.
@@ -175,20 +192,33 @@ impl fmt::Display for Owner {
     }
 }
 
-/// What is made of settings and the files that they name.
+/// What is made of settings, of the files that they name and of what the Workload API says.
 trait Made: Sized {
     type Settings: Clone + PartialEq;
 
-    fn make(settings: &Self::Settings, before: Option<&Self>) -> Result<Self, tls::Error>;
+    fn make(
+        settings: &Self::Settings,
+        workload: Option<&Workload>,
+        before: Option<&Self>,
+    ) -> Result<Self, tls::Error>;
     fn files(settings: &Self::Settings) -> Vec<PathBuf>;
+    fn takes_spiffe(settings: &Self::Settings) -> bool;
     fn shown(&self) -> Vec<Shown>;
 }
 
 impl Made for Server {
     type Settings = ListenerTls;
 
-    fn make(settings: &ListenerTls, before: Option<&Self>) -> Result<Self, tls::Error> {
-        tls::server(settings, before)
+    fn make(
+        settings: &ListenerTls,
+        workload: Option<&Workload>,
+        before: Option<&Self>,
+    ) -> Result<Self, tls::Error> {
+        tls::server_with(settings, workload, before)
+    }
+
+    fn takes_spiffe(settings: &ListenerTls) -> bool {
+        settings.takes_spiffe()
     }
 
     fn files(settings: &ListenerTls) -> Vec<PathBuf> {
@@ -203,8 +233,12 @@ impl Made for Server {
 impl Made for Client {
     type Settings = PoolTls;
 
-    fn make(settings: &PoolTls, _: Option<&Self>) -> Result<Self, tls::Error> {
-        tls::client(settings)
+    fn make(settings: &PoolTls, workload: Option<&Workload>, _: Option<&Self>) -> Result<Self, tls::Error> {
+        tls::client_with(settings, workload)
+    }
+
+    fn takes_spiffe(settings: &PoolTls) -> bool {
+        settings.takes_spiffe()
     }
 
     fn files(settings: &PoolTls) -> Vec<PathBuf> {
@@ -223,7 +257,9 @@ struct Kept<T: Made> {
     made: Arc<T>,
     /// The files as they were when this was made, with the stamps that they have had since.
     seen: Vec<Look>,
-    /// Why the files as they are now are not in force, if so.
+    /// What the Workload API had said, if anything is taken from there.
+    workload: Option<Arc<Workload>>,
+    /// Why what there is now is not in force, or why the Workload API says nothing, if so.
     alarm: Option<tls::Error>,
 }
 
@@ -231,54 +267,74 @@ struct Kept<T: Made> {
 const LOOKS: usize = 3;
 
 impl<T: Made> Kept<T> {
-    fn load(settings: &T::Settings, before: Option<&Self>) -> Result<Self, tls::Error> {
+    fn load(settings: &T::Settings, said: &Known, before: Option<&Self>) -> Result<Self, tls::Error> {
+        let Known { workload, alarm } = Self::concerned(settings, said);
         let known = before.filter(|before| before.settings == *settings);
         let seen = Look::at(&T::files(settings), known.map_or(&[], |known| &known.seen));
         if let Some(known) = known
-            && known.alarm.is_none()
-            && Look::same(&known.seen, &seen)
+            && known.alarm == alarm
+            && known.is_of(&seen, workload.as_ref())
         {
             return Ok(Self { seen, ..known.clone() });
         }
-        let (made, seen) = Self::make(settings, before.map(|before| &*before.made), seen)?;
-        Ok(Self { settings: settings.clone(), made: Arc::new(made), seen, alarm: None })
+        let before = before.map(|before| &*before.made);
+        let (made, seen) = Self::make(settings, workload.as_deref(), before, seen)?;
+        Ok(Self { settings: settings.clone(), made: Arc::new(made), seen, workload, alarm: None })
     }
 
-    fn again(&mut self, owner: &Owner, notices: &mut Vec<Notice>) {
+    fn again(&mut self, said: &Known, owner: &Owner, notices: &mut Vec<Notice>) {
+        let Known { workload, alarm } = Self::concerned(&self.settings, said);
         let now = Look::at(&T::files(&self.settings), &self.seen);
-        if Look::same(&self.seen, &now) {
+        if self.is_of(&now, workload.as_ref()) {
             self.seen = now;
-            if self.alarm.take().is_some() {
-                notices.push(Notice::Well(owner.clone()));
-            }
-            return;
+            return self.settle(alarm, owner, notices);
         }
-        match Self::make(&self.settings, Some(&self.made), now) {
+        match Self::make(&self.settings, workload.as_deref(), Some(&self.made), now) {
             Ok((made, seen)) => {
                 notices.push(Notice::Renewed { owner: owner.clone(), shown: made.shown() });
-                self.made = Arc::new(made);
-                self.seen = seen;
-                if self.alarm.take().is_some() {
-                    notices.push(Notice::Well(owner.clone()));
-                }
+                (self.made, self.seen, self.workload) = (Arc::new(made), seen, workload);
+                self.settle(alarm, owner, notices);
             }
-            Err(error) => {
-                if self.alarm.as_ref() != Some(&error) {
-                    notices.push(Notice::Kept(Refused { owner: owner.clone(), error: error.clone() }));
-                }
-                self.alarm = Some(error);
-            }
+            Err(error) => self.settle(Some(error), owner, notices),
         }
+    }
+
+    /// What the Workload API has said, as far as these settings take anything from there.
+    fn concerned(settings: &T::Settings, said: &Known) -> Known {
+        if T::takes_spiffe(settings) { said.clone() } else { Known::default() }
+    }
+
+    /// True if this was made of the same.
+    fn is_of(&self, files: &[Look], workload: Option<&Arc<Workload>>) -> bool {
+        let same = match (&self.workload, workload) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now) || before == now,
+            (None, None) => true,
+            _ => false,
+        };
+        same && Look::same(&self.seen, files)
+    }
+
+    /// Tells of an alarm that is new, or over.
+    fn settle(&mut self, alarm: Option<tls::Error>, owner: &Owner, notices: &mut Vec<Notice>) {
+        match &alarm {
+            None if self.alarm.is_some() => notices.push(Notice::Well(owner.clone())),
+            Some(error) if self.alarm != alarm => {
+                notices.push(Notice::Kept(Refused { owner: owner.clone(), error: error.clone() }));
+            }
+            _ => {}
+        }
+        self.alarm = alarm;
     }
 
     /// Makes it of files that were seen as `seen`. If it fails and they are others meanwhile, it is tried again: a
     /// directory may have been exchanged between two of its files.
     fn make(
         settings: &T::Settings,
+        workload: Option<&Workload>,
         before: Option<&T>,
         mut seen: Vec<Look>,
     ) -> Result<(T, Vec<Look>), tls::Error> {
-        let mut made = T::make(settings, before);
+        let mut made = T::make(settings, workload, before);
         for _ in 1..LOOKS {
             if made.is_ok() {
                 break;
@@ -288,7 +344,7 @@ impl<T: Made> Kept<T> {
                 break;
             }
             seen = now;
-            made = T::make(settings, before);
+            made = T::make(settings, workload, before);
         }
         made.map(|made| (made, seen))
     }
@@ -304,6 +360,7 @@ impl<T: Made> Clone for Kept<T> {
             settings: self.settings.clone(),
             made: Arc::clone(&self.made),
             seen: self.seen.clone(),
+            workload: self.workload.clone(),
             alarm: self.alarm.clone(),
         }
     }

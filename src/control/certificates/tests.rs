@@ -11,7 +11,7 @@ use rustls::HandshakeKind;
 
 use super::{Certificates, Notice, Owner, Refused, Wanted};
 use crate::{
-    config::{ClientCertificates, KeyPair, ListenerTls, PoolTls},
+    config::{ClientCertificates, Identity, KeyPair, ListenerTls, PoolTls},
     ids::{ListenerName, PoolName},
     tls::{
         self, Error,
@@ -52,7 +52,10 @@ impl Bench {
     }
 
     fn pair(&self) -> &KeyPair {
-        self.settings.certificates.first().unwrap()
+        match self.settings.certificates.first().unwrap() {
+            Identity::Files(pair) => pair,
+            Identity::Spiffe => panic!("files"),
+        }
     }
 }
 
@@ -181,10 +184,11 @@ fn the_wrong_files_of_one_leave_those_of_another_alone() {
     let two = files.pair("two", &authority.issue(&["two.example"]));
     let ca = files.put("ca.pem", &authority.pem);
     let proxy: PoolName = "db".into();
-    let identity = Some(files.pair("proxy", &authority.issue(&["proxy.example"])));
+    let identity = Some(Identity::Files(files.pair("proxy", &authority.issue(&["proxy.example"]))));
     let wanted = Wanted {
         listeners: [("one".into(), listener(vec![one.clone()])), ("two".into(), listener(vec![two]))].into(),
         pools: [(proxy.clone(), PoolTls { identity, ..pool(ca.clone()) })].into(),
+        ..Wanted::default()
     };
     let mut kept = Certificates::load(&wanted, None).unwrap();
     fs::write(&one.key, "").unwrap();
@@ -249,6 +253,7 @@ fn a_load_is_whole_or_names_every_reason() {
         ]
         .into(),
         pools: [("db".into(), pool(files.put("ca.pem", "")))].into(),
+        ..Wanted::default()
     };
     let refused = Certificates::load(&wanted, None).unwrap_err();
     let owners: Vec<_> = refused.iter().map(|refused| refused.owner.to_string()).collect();
@@ -285,7 +290,8 @@ fn sessions_survive_new_certificates_and_not_new_authorities_for_clients() {
     let trust = bench.files.trust("clients.pem", &clients, &[]);
     bench.settings.clients = ClientCertificates::Required(trust);
     let mut kept = Certificates::load(&only(bench.settings.clone()), None).unwrap();
-    let identity = Some(bench.files.pair("client", &clients.issue(&["client.example"])));
+    let identity = bench.files.pair("client", &clients.issue(&["client.example"]));
+    let identity = Some(Identity::Files(identity));
     let ca = bench.files.put("ca.pem", &bench.authority.pem);
     let client = tls::client(&PoolTls { identity, ..pool(ca) }).unwrap();
     let resumes = |kept: &Certificates| {

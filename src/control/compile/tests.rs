@@ -42,6 +42,7 @@ fn config(policy: Policy, probed: bool, endpoints: &[(&str, &str)]) -> Config {
         },
         admin: Admin { bind: AdminBind::Off, explicit: true },
         telemetry: Telemetry { bind: None, explicit: true },
+        spiffe: None,
         clouds: Vec::new(),
         pools: vec![config::Pool {
             name: PoolName::from("p"),

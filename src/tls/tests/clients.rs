@@ -7,7 +7,7 @@ use super::{
     super::testing::{Authority, Files, Issued, Met, listener, meet, pool},
     client, refused_by_listener, server,
 };
-use crate::config::{ClientCertificates, ListenerTls, NamePattern, PoolTls, TlsVersion};
+use crate::config::{ClientCertificates, Identity, ListenerTls, NamePattern, PoolTls, TlsVersion};
 
 /// A listener that asks for certificates of `clients`, and an authority of its own for what it shows.
 struct Bench {
@@ -34,7 +34,7 @@ impl Bench {
     }
 
     fn meet(&self, settings: &ListenerTls, shows: Option<&Issued>) -> Met {
-        let identity = shows.map(|issued| self.files.pair("client", issued));
+        let identity = shows.map(|issued| Identity::Files(self.files.pair("client", issued)));
         let ca = self.files.put("edge-ca.pem", &self.edge.pem);
         let client = client(&PoolTls { identity, ..pool(ca) }).unwrap();
         meet(&client, &server(settings, None).unwrap(), "edge.example")

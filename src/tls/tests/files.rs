@@ -7,7 +7,9 @@ use super::{
     },
     client, server,
 };
-use crate::config::{ClientCertificates, ClientTrust, KeyPair, ListenerTls, PoolTls};
+use crate::config::{
+    Authority as Trusted, ClientCertificates, ClientTrust, Identity, KeyPair, ListenerTls, PoolTls,
+};
 
 #[test]
 fn a_pair_that_is_not_right_is_refused_with_the_file_and_the_reason() {
@@ -72,7 +74,8 @@ fn authorities_that_are_none_are_refused() {
     let (files, authority) = (Files::new(), Authority::new("ca"));
     let pair = files.pair("a", &authority.issue(&["a.example"]));
     let ca = files.put("ca.pem", "");
-    let clients = ClientCertificates::Optional(ClientTrust { ca: ca.clone(), names: Vec::new() });
+    let clients =
+        ClientCertificates::Optional(ClientTrust { ca: Trusted::File(ca.clone()), names: Vec::new() });
     let told = server(&ListenerTls { clients, ..listener(vec![pair]) }, None).unwrap_err();
     assert_eq!(told, Error::File { file: ca.clone(), what: "is empty".to_owned() });
     assert_eq!(client(&pool(ca)).unwrap_err(), told);
@@ -93,6 +96,6 @@ fn a_pools_identity_is_checked_as_a_listeners_certificate_is() {
     let (a, b) = (authority.issue(&["a.example"]), authority.issue(&["b.example"]));
     let mixed = KeyPair { certificate: files.put("a.pem", &a.certificate), key: files.put("b.key", &b.key) };
     let ca = files.put("ca.pem", &authority.pem);
-    let told = client(&PoolTls { identity: Some(mixed), ..pool(ca) }).unwrap_err();
+    let told = client(&PoolTls { identity: Some(Identity::Files(mixed)), ..pool(ca) }).unwrap_err();
     assert!(matches!(told, Error::Mismatch { .. }), "{told}");
 }

@@ -5,6 +5,7 @@ mod files;
 mod pools;
 mod resumption;
 mod servers;
+mod workloads;
 
 use rustls::{AlertDescription, Error, pki_types::CertificateDer, pki_types::pem::PemObject};
 

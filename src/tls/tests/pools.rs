@@ -12,7 +12,7 @@ use super::{
     },
     client, refused_by_client, server,
 };
-use crate::config::{KeyPair, NamePattern, PoolTls};
+use crate::config::{Identity, KeyPair, NamePattern, PoolTls};
 
 /// An endpoint with a certificate, and a pool whose settings name patterns, at `db.example`.
 fn meets(authority: &Authority, shows: &Issued, names: &[NamePattern]) -> Met {
@@ -123,10 +123,10 @@ fn a_pool_shows_its_certificate_where_it_is_asked_for() {
     let (files, authority) = (Files::new(), Authority::new("ca"));
     let pair = files.pair("endpoint", &authority.issue(&["db.example"]));
     let trust = files.trust("ca.pem", &authority, &[]);
-    let ca = trust.ca.clone();
+    let ca = files.path().join("ca.pem");
     let asking = ListenerTls { clients: ClientCertificates::Required(trust), ..listener(vec![pair]) };
     let server = server(&asking, None).unwrap();
-    let identity = files.pair("proxy", &authority.issue(&["proxy.example"]));
+    let identity = Identity::Files(files.pair("proxy", &authority.issue(&["proxy.example"])));
     let shows = client(&PoolTls { identity: Some(identity), ..pool(ca.clone()) }).unwrap();
     assert_eq!(shows.certificate.as_ref().unwrap().names, ["proxy.example"]);
     assert!(meet(&shows, &server, "db.example").is_well());

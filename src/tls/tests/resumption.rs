@@ -17,7 +17,7 @@ use super::{
     },
     Client, Server, client, server, usual,
 };
-use crate::config::{ClientCertificates, ListenerTls, NamePattern, PoolTls};
+use crate::config::{ClientCertificates, Identity, ListenerTls, NamePattern, PoolTls};
 
 fn resumes(client: &Client, server: &Server) -> bool {
     let met = meet(client, server, "edge.example");
@@ -53,7 +53,7 @@ fn a_client_resumes_and_a_new_certificate_does_not_prevent_it() {
     let client = client(&pool(files.put("ca.pem", &authority.pem))).unwrap();
     assert!(!resumes(&client, &first));
     assert!(resumes(&client, &first));
-    settings.certificates = vec![files.pair("new", &authority.issue(&["edge.example"]))];
+    settings.certificates = vec![Identity::Files(files.pair("new", &authority.issue(&["edge.example"])))];
     let renewed = server(&settings, Some(&first)).unwrap();
     assert!(resumes(&client, &renewed));
     let stranger = server(&settings, None).unwrap();
@@ -126,7 +126,8 @@ impl Two {
     }
 
     fn client(&self) -> Client {
-        let identity = Some(self.files.pair("client", &self.clients.issue(&["client.example"])));
+        let identity = self.files.pair("client", &self.clients.issue(&["client.example"]));
+        let identity = Some(Identity::Files(identity));
         client(&PoolTls { identity, ..pool(self.files.put("ca.pem", &self.authority.pem)) }).unwrap()
     }
 }

@@ -15,7 +15,7 @@ use super::{
     },
     client, der, refused_by_listener, server, usual, why,
 };
-use crate::config::{NamePattern, PoolTls, TlsVersion};
+use crate::config::{Identity, NamePattern, PoolTls, TlsVersion};
 
 /// A client of the library with settings that pools do not have.
 fn plain(authority: &Authority, versions: &[&'static rustls::SupportedProtocolVersion]) -> ClientConfig {
@@ -212,7 +212,7 @@ fn keys_are_nowhere_in_what_debug_shows() {
     let pair = files.pair("edge", &issued);
     let server = server(&listener(vec![pair.clone()]), None).unwrap();
     let ca = files.put("ca.pem", &authority.pem);
-    let client = client(&PoolTls { identity: Some(pair), ..pool(ca) }).unwrap();
+    let client = client(&PoolTls { identity: Some(Identity::Files(pair)), ..pool(ca) }).unwrap();
     let text = format!("{server:?} {client:?}");
     assert!(text.contains("edge.example"));
     assert!(!text.contains("SigningKey") && !text.contains("keys:"), "{text}");

@@ -8,9 +8,9 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use super::time;
 use crate::{
     config::{
-        Access, Admission, ClientCertificates, ClientTrust, Destination, Entry, EntryTimes, KeyPair,
-        ListenerTls, NamePattern, PoolTls, ProxyIn, ProxyOut, Route, SniPattern, Target, TlsVersion, Tlv,
-        Towards,
+        Access, Admission, Authority, ClientCertificates, ClientTrust, Destination, Entry, EntryTimes,
+        Identity, KeyPair, ListenerTls, NamePattern, PoolTls, ProxyIn, ProxyOut, Route, SniPattern, Target,
+        TlsVersion, Tlv, Towards,
     },
     ids::PoolName,
     net::Intercept,
@@ -138,9 +138,30 @@ fn protocols() -> impl Strategy<Value = Vec<String>> {
     vec("[!-~]{1,20}", 0..3)
 }
 
+fn is_id(pattern: &NamePattern) -> bool {
+    matches!(pattern, NamePattern::Spiffe(_) | NamePattern::SpiffeBelow(_))
+}
+
+/// Files, or SPIFFE: never both in one table.
 fn tls() -> impl Strategy<Value = ListenerTls> {
+    (files_tls(), prop::bool::weighted(0.2)).prop_map(|(mut tls, spiffe)| {
+        if let (true, ClientCertificates::Optional(trust) | ClientCertificates::Required(trust)) =
+            (spiffe, &mut tls.clients)
+        {
+            trust.ca = Authority::Spiffe;
+            trust.names.retain(is_id);
+        }
+        if spiffe {
+            tls.certificates = vec![Identity::Spiffe];
+        }
+        tls
+    })
+}
+
+fn files_tls() -> impl Strategy<Value = ListenerTls> {
     let trust = || {
-        ("/[^\\x00]{1,20}", vec(pattern(), 0..3)).prop_map(|(ca, names)| ClientTrust { ca: ca.into(), names })
+        ("/[^\\x00]{1,20}", vec(pattern(), 0..3))
+            .prop_map(|(ca, names)| ClientTrust { ca: Authority::File(ca.into()), names })
     };
     let clients = prop_oneof![
         Just(ClientCertificates::Off),
@@ -150,7 +171,7 @@ fn tls() -> impl Strategy<Value = ListenerTls> {
     let tickets = option::of((60..43_201_u64).prop_map(std::time::Duration::from_secs));
     (vec(pair(), 1..3), version(), protocols(), clients, tickets).prop_map(
         |(certificates, min_version, alpn, clients, tickets)| ListenerTls {
-            certificates,
+            certificates: certificates.into_iter().map(Identity::Files).collect(),
             min_version,
             alpn,
             clients,
@@ -161,14 +182,16 @@ fn tls() -> impl Strategy<Value = ListenerTls> {
 
 fn pool_tls() -> impl Strategy<Value = PoolTls> {
     let ca = option::of("/[^\\x00]{1,20}");
-    (ca, option::of(host()), vec(pattern(), 0..3), option::of(pair()), version(), protocols()).prop_map(
-        |(ca, server_name, names, identity, min_version, alpn)| PoolTls {
-            ca: ca.map(Into::into),
-            server_name,
-            names,
-            identity,
-            min_version,
-            alpn,
+    let files = (ca, option::of(pair()), prop::bool::weighted(0.2));
+    (files, option::of(host()), vec(pattern(), 0..3), version(), protocols()).prop_map(
+        |((ca, pair, spiffe), server_name, mut names, min_version, alpn)| {
+            let (ca, identity) = if spiffe {
+                names.retain(is_id);
+                (Some(Authority::Spiffe), Some(Identity::Spiffe))
+            } else {
+                (ca.map(|ca| Authority::File(ca.into())), pair.map(Identity::Files))
+            };
+            PoolTls { ca, server_name, names, identity, min_version, alpn }
         },
     )
 }

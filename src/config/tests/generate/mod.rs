@@ -14,7 +14,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use super::super::{
     Address, Admin, AdminBind, Balance, Cloud, Config, Connecting, Domain, Ejection, Endpoint, Health, Level,
     Listener, Log, LogFormat, MaxMemory, Policy, Pool, Probe, Replay, Restraint, SessionLines, Telemetry,
-    WhenAllDown,
+    WhenAllDown, WorkloadApi,
 };
 use crate::{
     ids::{CloudName, ListenerName, PoolName},
@@ -24,8 +24,12 @@ use crate::{
 pub(super) fn config() -> impl Strategy<Value = Config> {
     let clouds = prop::collection::btree_set(name(), 1..4)
         .prop_flat_map(|names| names.into_iter().map(cloud).collect::<Vec<_>>());
+    let socket = prop_oneof![
+        "/[^\\x00?#]{0,20}[^\\x00?#/]".prop_map(|path| WorkloadApi::Unix(path.into())),
+        (any::<[u8; 4]>(), 1..u16::MAX).prop_map(|address| WorkloadApi::Tcp(address.into())),
+    ];
     let own = (
-        (option::of(1..1025_usize), memory()),
+        (option::of(1..1025_usize), memory(), option::of(socket)),
         any::<(Option<bool>, bool)>(),
         time(0, 86_399),
         log(),
@@ -38,7 +42,7 @@ pub(super) fn config() -> impl Strategy<Value = Config> {
         let pools: Vec<_> = pools.into_iter().map(|name| pool(name, names.clone())).collect();
         (Just(own), Just(clouds), pools, listeners(pool_names)).prop_map(
             |(
-                ((workers, max_memory), (pin_workers, engine), drain_timeout, log, admin, telemetry),
+                ((workers, max_memory, spiffe), (pin_workers, engine), drain_timeout, log, admin, telemetry),
                 clouds,
                 pools,
                 listeners,
@@ -51,6 +55,7 @@ pub(super) fn config() -> impl Strategy<Value = Config> {
                 log,
                 admin,
                 telemetry,
+                spiffe,
                 clouds,
                 pools,
                 listeners,

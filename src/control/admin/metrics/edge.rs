@@ -66,7 +66,8 @@ pub(super) fn certificates(page: &mut Page<'_>, overview: &Overview) -> fmt::Res
     )?;
     page.gauges(
         "twinspan_certificate_reload_failed",
-        "1 while the files of a listener's or a pool's TLS are wrong, and what was made of older ones stays in force.",
+        "1 while the files of a listener's or a pool's TLS are wrong, or the SPIFFE Workload API gives nothing new, and what was \
+         made before stays in force.",
         ["listener", "pool"],
         overview.certificates.iter().map(|told| (owned_by(&told.owner), flag(told.alarm.is_some()))),
     )

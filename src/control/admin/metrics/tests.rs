@@ -264,13 +264,14 @@ groups:
   - name: twinspan
     rules:
       - alert: TwinspanCertificateExpires
-        expr: twinspan_certificate_expiry_timestamp_seconds - time() < 14 * 86400
+        # Identities of SPIFFE live for an hour or so: an agent that renews none is the next alert.
+        expr: twinspan_certificate_expiry_timestamp_seconds{file!~\"(unix|tcp):.*\"} - time() < 14 * 86400
         for: 1h
         annotations: { summary: \"{{ $labels.file }} expires in {{ $value | humanizeDuration }}\" }
       - alert: TwinspanCertificateNotReloaded
         expr: twinspan_certificate_reload_failed == 1
         for: 5m
-        annotations: { summary: \"new TLS files of {{ $labels.listener }}{{ $labels.pool }} are wrong, the old ones stay\" }
+        annotations: { summary: \"what is new for the TLS of {{ $labels.listener }}{{ $labels.pool }} is wrong or does not come, the old stays\" }
       - alert: TwinspanHandshakesFail
         expr: >
           sum by (listener) (rate(twinspan_tls_handshakes_total{result!~\"ok|resumed|closed|reset\"}[5m]))

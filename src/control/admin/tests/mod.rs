@@ -114,6 +114,7 @@ pub(in crate::control) fn config() -> Arc<Config> {
         },
         admin: config::Admin { bind: AdminBind::Off, explicit: false },
         telemetry: config::Telemetry { bind: None, explicit: false },
+        spiffe: None,
         clouds: vec![cloud("aws"), cloud("gcp")],
         pools: Vec::new(),
         listeners: Vec::new(),
