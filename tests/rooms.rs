@@ -50,6 +50,10 @@ const ROOMS: &[(&str, &[&str])] = &[
 const BANNED: &[(&str, &[&str])] =
     &[("proxy", &["hyper", "axum", "serde", "serde_json", "toml", "schemars"])];
 
+/// Crates of a feature of the build, and the one file that knows each.
+const OF_FEATURES: &[(&str, &str)] =
+    &[("spiffe", "control/spiffe/feed.rs"), ("futures_util", "control/spiffe/feed.rs")];
+
 /// Lines of a file, tests not counted.
 const LINES: usize = 500;
 
@@ -80,6 +84,18 @@ fn rooms_import_only_what_the_table_allows() {
         }
     }
     assert!(breaches.is_empty(), "imports that the table does not allow:\n{}", breaches.join("\n"));
+}
+
+#[test]
+fn the_crates_of_a_feature_are_known_to_one_file() {
+    let sources = sources();
+    for (name, home) in OF_FEATURES {
+        let uses = |source: &&Source| {
+            source.tokens.windows(2).any(|two| two[0].text == "use" && two[1].text == *name)
+        };
+        let files: Vec<_> = sources.iter().filter(uses).map(|source| source.path.as_path()).collect();
+        assert_eq!(files, [Path::new(home)], "crate {name}");
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod sessions;
 mod sni;
 mod sockets;
 mod spares;
+mod spiffe;
 mod stalled;
 mod storm;
 mod tls;

@@ -21,7 +21,7 @@ pub(crate) use load::{Load, Outcome, ask};
 pub(crate) use net::{Net, command, rule};
 pub(crate) use pattern::{Dice, Pattern};
 pub(crate) use place::Place;
-pub(crate) use process::{Output, Process, binary, missing, run};
+pub(crate) use process::{Output, Process, binary, built_here, missing, run};
 pub(crate) use proxy::{Proxy, ask_http};
 pub(crate) use secure::{Listener, Speaker, VERSIONS, tls_error};
 pub(crate) use setup::{Carrier, Setup, listener, on_both_carriers, pool};

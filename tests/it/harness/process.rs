@@ -19,7 +19,12 @@ use super::{eventually, soon};
 
 /// The proxy's binary.
 pub(crate) fn binary() -> PathBuf {
-    std::env::var_os("TWINSPAN_BIN").map_or_else(|| env!("CARGO_BIN_EXE_twinspan").into(), PathBuf::from)
+    std::env::var_os("TWINSPAN_BIN").map_or_else(built_here, PathBuf::from)
+}
+
+/// The proxy's binary as it was built with these tests: with the same features.
+pub(crate) fn built_here() -> PathBuf {
+    env!("CARGO_BIN_EXE_twinspan").into()
 }
 
 /// Names those of `programs` that this machine lacks.

@@ -31,21 +31,30 @@ impl Deref for Proxy {
 impl Proxy {
     /// Starts it and waits until it is ready.
     pub(crate) async fn start(setup: Setup) -> Self {
-        let mut proxy = Self::launch(setup);
+        Self::launch(setup).ready().await
+    }
+
+    /// Waits until it is ready.
+    pub(crate) async fn ready(mut self) -> Self {
+        let proxy = &mut self;
         eventually("readiness", async || {
             proxy.process.lives().await;
             (proxy.get("/readyz").await?.0 == 200).then_some(())
         })
         .await;
-        proxy
+        self
     }
 
     /// Starts it and waits for nothing.
     pub(crate) fn launch(setup: Setup) -> Self {
+        Self::launch_as(Command::new(binary()), setup)
+    }
+
+    /// The same for another binary, or with another environment.
+    pub(crate) fn launch_as(mut command: Command, setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("twinspan.toml");
         std::fs::write(&config, setup.text()).unwrap();
-        let mut command = Command::new(binary());
         command.arg("run").arg("-c").arg(&config).current_dir(folder.path());
         for variable in ["TWINSPAN_CONFIG", "TWINSPAN_ADMIN", "TWINSPAN_LOG"] {
             command.env_remove(variable);
