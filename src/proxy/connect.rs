@@ -11,7 +11,8 @@ use tokio::{
 };
 
 use super::{
-    entry, ourselves,
+    entry::{self, Glance, Hearing},
+    ourselves,
     peer::Peer,
     race::Race,
     relay::{Pace, Watched},
@@ -160,6 +161,8 @@ pub(super) struct Established {
 pub(super) enum First {
     /// Whether it is known that the client has sent something.
     Dial(Plan, bool),
+    /// The client has to say more first, and nothing else is needed.
+    Hear(Box<Hearing>),
     /// More than a plain connect is needed: the client must say something first, an endpoint must be told something, or its
     /// first byte is waited for. Nothing was chosen: that takes a turn, and perhaps the one permit of an endpoint on trial.
     Slow,
@@ -174,20 +177,40 @@ pub(super) fn first(books: &mut Books, client: &Peer) -> First {
     if let Err(end) = books.come_in(listener.entry.as_deref()) {
         return First::Over(end);
     }
-    let mut heard = false;
-    if let Some(entry) = listener.entry.as_ref().filter(|entry| entry.is_slow()) {
-        books.generation = snapshot.generation;
-        match entry::glance(client, books, entry) {
-            None => return First::Slow,
-            Some(Err(end)) => return First::Over(end),
-            Some(Ok(())) => heard = entry.reads_hello(),
-        }
+    let Some(entry) = listener.entry.as_ref().filter(|entry| entry.is_slow()) else {
+        return dial_to(books, &snapshot, (listener, &listener.target), false);
+    };
+    books.generation = snapshot.generation;
+    match entry::glance(client, books, entry) {
+        Glance::Heard => lead(books, &snapshot, listener, entry.reads_hello()),
+        Glance::Waits(hearing) => First::Hear(hearing),
+        Glance::Slow => First::Slow,
+        Glance::Over(end) => First::Over(end),
     }
-    let target = listener.route(books.client.ip(), books.told());
-    if target.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain()) {
+}
+
+/// The same for a client that was let in and has been waited for.
+pub(super) fn first_of_heard(books: &mut Books) -> First {
+    let snapshot = books.shared.snapshot();
+    match snapshot.listener(&books.listener) {
+        Some(listener) => lead(books, &snapshot, listener, true),
+        None => First::Over(NO_ENDPOINT),
+    }
+}
+
+fn lead(books: &mut Books, snapshot: &Snapshot, listener: &Listener, heard: bool) -> First {
+    books.generation = snapshot.generation;
+    match entry::aim(books, (&snapshot.own, listener)) {
+        Ok(target) => dial_to(books, snapshot, (listener, target), heard),
+        Err(end) => First::Over(end),
+    }
+}
+
+fn dial_to(books: &mut Books, snapshot: &Snapshot, to: (&Listener, &Target), heard: bool) -> First {
+    if to.1.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain()) {
         return First::Slow;
     }
-    let plan = choose(books, &snapshot, (listener, target), (&[], false));
+    let plan = choose(books, snapshot, to, (&[], false));
     plan.map_or(First::Over(NO_ENDPOINT), |plan| First::Dial(plan, heard))
 }
 

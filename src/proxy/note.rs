@@ -30,11 +30,11 @@ pub(super) struct Note {
 impl Note {
     /// What stands in the session's line; nothing where there is nothing to say.
     pub(super) fn record(self, told: Told) -> Option<Box<Edge>> {
-        let shown = |bytes: &[u8]| Box::from(Shown::from(bytes).as_str());
+        let shown = |bytes: &[u8]| Box::from(Shown::from(bytes));
         let edge = Edge {
             via: self.via,
             destination: told.destination.filter(|_| self.asked_elsewhere),
-            sni: told.sni.map(|name| shown(name.as_bytes())),
+            sni: told.sni.map(|name| Shown::from(name).into()),
             tls: self.tls,
             alpn: self.alpn.map(|protocol| shown(&protocol)),
             tlvs: told.tlvs.into_iter().map(|(tlv, value)| (tlv, shown(value.as_bytes()))).collect(),

@@ -63,6 +63,10 @@ pub struct Routes {
     below: HashMap<Box<str>, Vec<usize>>,
     /// Those that ask for no server name.
     others: Vec<usize>,
+    /// One asks for what stands in a ClientHello.
+    ask_for_hello: bool,
+    /// One asks what the client asked for.
+    ask_for_destination: bool,
 }
 
 /// How specific a condition is for the session that it fits: what stands first decides first.
@@ -85,7 +89,9 @@ impl Routes {
                 routes.others.push(place);
             }
         }
-        Self { conditions, ..routes }
+        let ask_for_hello = conditions.iter().any(|one| !one.sni.is_empty() || !one.alpn.is_empty());
+        let ask_for_destination = conditions.iter().any(|one| !one.destination.is_empty());
+        Self { conditions, ask_for_hello, ask_for_destination, ..routes }
     }
 
     /// True if there is none.
@@ -96,14 +102,14 @@ impl Routes {
 
     /// True if a route asks for what stands in a ClientHello.
     #[must_use]
-    pub fn ask_for_hello(&self) -> bool {
-        self.conditions.iter().any(|condition| !condition.sni.is_empty() || !condition.alpn.is_empty())
+    pub const fn ask_for_hello(&self) -> bool {
+        self.ask_for_hello
     }
 
     /// True if a route asks what the client asked for.
     #[must_use]
-    pub fn ask_for_destination(&self) -> bool {
-        self.conditions.iter().any(|condition| !condition.destination.is_empty())
+    pub const fn ask_for_destination(&self) -> bool {
+        self.ask_for_destination
     }
 
     /// The number of the most specific route that this session fits; the first in the file of several.

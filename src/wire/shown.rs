@@ -24,7 +24,7 @@ impl From<&[u8]> for Shown {
         let shown = bytes.get(..BOUND).unwrap_or(bytes);
         let mut text = String::with_capacity(shown.len());
         for &byte in shown {
-            if matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\'' | b'\\') {
+            if is_plain(byte) {
                 text.push(char::from(byte));
             } else {
                 // Writing to a string cannot fail.
@@ -41,6 +41,27 @@ impl From<&[u8]> for Shown {
 impl From<&str> for Shown {
     fn from(text: &str) -> Self {
         Self::from(text.as_bytes())
+    }
+}
+
+/// What may stand as it is stays where it is.
+impl From<Box<str>> for Shown {
+    fn from(text: Box<str>) -> Self {
+        if text.len() <= BOUND && text.bytes().all(is_plain) {
+            Self(text)
+        } else {
+            Self::from(text.as_bytes())
+        }
+    }
+}
+
+const fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\'' | b'\\')
+}
+
+impl From<Shown> for Box<str> {
+    fn from(shown: Shown) -> Self {
+        shown.0
     }
 }
 
@@ -114,6 +135,11 @@ mod tests {
             prop_assert!(plain.len() <= BOUND * 4);
             prop_assert_eq!(cut, bytes.len() > BOUND);
             prop_assert_eq!(read_back(plain), &bytes[..bytes.len().min(BOUND)]);
+        }
+
+        #[test]
+        fn text_that_is_given_away_is_shown_like_any_other(text in "[ -~]{0,300}|[a-z.]{0,300}") {
+            prop_assert_eq!(Shown::from(text.clone().into_boxed_str()), Shown::from(text.as_str()));
         }
     }
 }

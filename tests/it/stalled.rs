@@ -59,11 +59,13 @@ async fn thousands_of_clients_that_begin_and_stall_cost_little_and_are_closed_at
     let backend = Backend::named(&place, "well").await;
     let (authority, files) = (Authority::new("edge authority"), Files::new());
     let tls = files.listener("edge", &authority.issue(&["edge.test"]), "");
-    let (secure, behind) = (place.free(), place.free());
+    let (secure, behind, named) = (place.free(), place.free(), place.free());
+    let route = "[[listener.route]]\nsni = [\"a.test\"]\npool = \"only\"\n";
     let times = "header_timeout = \"12s\"\nhandshake_timeout = \"12s\"\n";
     let tables = pool("only", "", &[("aws", backend.address)])
         + &listener(secure, "only", &format!("{times}{tls}"))
-        + &listener(behind, "only", &format!("{times}proxy_header = \"required\"\n"));
+        + &listener(behind, "only", &format!("{times}proxy_header = \"required\"\n"))
+        + &listener(named, "only", &format!("{times}{route}"));
     let proxy = Proxy::start(Setup::new(&place, tables)).await;
     let client = Speaker::new(&authority, None);
     for _ in 0..5 {
@@ -71,7 +73,9 @@ async fn thousands_of_clients_that_begin_and_stall_cost_little_and_are_closed_at
     }
     let mut stalled = Vec::<TcpStream>::new();
     let mut known = proxy.metric("twinspan_sessions_active", &[]).await;
-    for (what, address, bytes) in begun(&client, secure, behind) {
+    let [silent, hello, header] = begun(&client, secure, behind);
+    let routed = ("half a hello that says where to", named, hello.2.clone());
+    for (what, address, bytes) in [silent, hello, header, routed] {
         let before = proxy.memory().own;
         for _ in 0..CLIENTS {
             let mut stream = connect(address).await;

@@ -57,8 +57,8 @@ impl Engine {
         let SessionHandle { slot, generation, .. } = kill.handle;
         let token = Token { slot, generation };
         let found = self.sessions.get(token).map(|session| {
-            let connecting = matches!(session.stage, Stage::Connecting(_));
-            (session.books.tell(kill.handle), if connecting { At::Connect } else { At::Relay })
+            let relaying = matches!(session.stage, Stage::Relaying(_));
+            (session.books.tell(kill.handle), if relaying { At::Relay } else { At::Connect })
         });
         let ended = found.map(|(told, stage)| {
             self.end(token, End { side: Side::Operator, stage, cause: Cause::Killed });

@@ -206,9 +206,15 @@ impl Engine {
             }
             Outcome::Again => enqueue(&mut self.runnable, token, session),
             Outcome::Ended(end) => self.end(token, end),
+            Outcome::Heard => {
+                if let Some((client, _, mut books)) = self.take_apart(token) {
+                    let first = connect::first_of_heard(&mut books);
+                    self.go_on(client, books, first);
+                }
+            }
             Outcome::Redial => {
                 if let Some((client, upstream, mut books)) = self.take_apart(token) {
-                    upstream.close();
+                    upstream.into_iter().for_each(Peer::close);
                     books.connected = None;
                     self.begin(client, books);
                 }
@@ -220,17 +226,20 @@ impl Engine {
             }
             Outcome::Handover(attempt, connecting) => {
                 if let Some((client, upstream, books)) = self.take_apart(token) {
-                    self.hand_over(client, books, Some((attempt, connecting.map(|()| upstream))));
+                    let begun = upstream.map(|upstream| (attempt, connecting.map(|()| upstream)));
+                    self.hand_over(client, books, begun);
                 }
             }
         }
     }
 
-    fn take_apart(&mut self, token: Token) -> Option<(Peer, Peer, Books)> {
+    fn take_apart(&mut self, token: Token) -> Option<(Peer, Option<Peer>, Books)> {
         let Session { client, upstream, books, .. } = *self.take(token)?;
         // Epoll would go on watching what has another owner.
         self.poll.delete(&client).unwrap_or_default();
-        self.poll.delete(&upstream).unwrap_or_default();
+        if let Some(upstream) = &upstream {
+            self.poll.delete(upstream).unwrap_or_default();
+        }
         Some((client, upstream, books))
     }
 
@@ -246,7 +255,7 @@ impl Engine {
             let Session { client, upstream, books, .. } = *session;
             if end.is_clean() {
                 client.close();
-                upstream.close();
+                upstream.into_iter().for_each(Peer::close);
             }
             books.close(end);
         }
@@ -322,8 +331,14 @@ impl Engine {
 
     /// Carries a session from its beginning.
     fn begin(&mut self, client: Peer, mut books: Books) {
-        let (plan, heard) = match connect::first(&mut books, &client) {
+        let first = connect::first(&mut books, &client);
+        self.go_on(client, books, first);
+    }
+
+    fn go_on(&mut self, client: Peer, mut books: Books, first: First) {
+        let (plan, heard) = match first {
             First::Dial(plan, heard) => (plan, heard),
+            First::Hear(hearing) => return self.insert(Session::hearing(client, hearing, books)),
             // The wait for a first byte is the tokio half's.
             First::Slow => return self.hand_over(client, books, None),
             First::Over(end) => return books.close(end),
@@ -359,9 +374,9 @@ impl Engine {
         let Some(session) = self.sessions.get(token) else {
             return;
         };
-        let watched = self
-            .poll
-            .add(&session.upstream, token.word(Which::Upstream), Session::WATCH)
+        let upstream = session.upstream.as_ref();
+        let watched = upstream
+            .map_or(Ok(()), |upstream| self.poll.add(upstream, token.word(Which::Upstream), Session::WATCH))
             .and_then(|()| self.poll.add(&session.client, token.word(Which::Client), Session::WATCH_CLIENT));
         if watched.is_err() {
             return self.end(token, connect::EXHAUSTED);

@@ -1,4 +1,4 @@
-//! A plain session in the engine: connecting, then relaying. What it does when its sockets are ready or its alarm rings;
+//! A plain session in the engine: hearing its client if need be, connecting, then relaying. What it does when its sockets are ready or its alarm rings;
 //! what becomes of it is the engine's part.
 
 use std::{
@@ -16,6 +16,7 @@ use crate::{
     net,
     proxy::{
         connect::{self, Attempt, GLANCE},
+        entry::Hearing,
         peer::Peer,
         relay::{self, Relay, Socket, Turn},
         session::Books,
@@ -27,7 +28,8 @@ use crate::{
 /// A session that the engine carries.
 pub(super) struct Session {
     pub(super) client: Peer,
-    pub(super) upstream: Peer,
+    /// None while the client is heard.
+    pub(super) upstream: Option<Peer>,
     client_ready: Ready,
     upstream_ready: Ready,
     pub(super) stage: Stage,
@@ -42,6 +44,8 @@ pub(super) struct Session {
 
 /// How far it has come.
 pub(super) enum Stage {
+    /// The client has to say where it wants to go.
+    Hearing(Box<Hearing>),
     Connecting(Attempt),
     Relaying(Relay),
     /// Nothing is left to do here.
@@ -56,6 +60,8 @@ pub(super) enum Outcome {
     Again,
     /// It is over.
     Ended(End),
+    /// The client has said what it had to: an endpoint is to be chosen.
+    Heard,
     /// Its spare has ended before anything was sent over it: a connection is to be dialled, as if there had been none.
     Redial,
     /// Its endpoint has reset it before a byte was exchanged: tokio looks for another one.
@@ -65,9 +71,14 @@ pub(super) enum Outcome {
 }
 
 impl Session {
+    /// A session whose client has to say more first.
+    pub(super) fn hearing(client: Peer, hearing: Box<Hearing>, books: Books) -> Self {
+        Self::new(client, None, Stage::Hearing(hearing), books)
+    }
+
     /// A session whose upstream connection is under way.
     pub(super) fn connecting(client: Peer, upstream: Peer, attempt: Attempt, books: Books) -> Self {
-        Self::new(client, upstream, Stage::Connecting(attempt), books)
+        Self::new(client, Some(upstream), Stage::Connecting(attempt), books)
     }
 
     /// A session whose connections are established.
@@ -79,7 +90,7 @@ impl Session {
         now: Instant,
     ) -> Self {
         let relay = books.relay(now, limits);
-        Self::new(client, upstream, Stage::Relaying(relay), books)
+        Self::new(client, Some(upstream), Stage::Relaying(relay), books)
     }
 
     /// The same, on a connection that was a spare.
@@ -87,7 +98,7 @@ impl Session {
         Self { on_spare: true, ..self }
     }
 
-    fn new(client: Peer, upstream: Peer, stage: Stage, books: Books) -> Self {
+    fn new(client: Peer, upstream: Option<Peer>, stage: Stage, books: Books) -> Self {
         Self {
             client,
             upstream,
@@ -125,30 +136,33 @@ impl Session {
     pub(super) const fn is_bulk(&self) -> bool {
         match &self.stage {
             Stage::Relaying(relay) => relay.splices(),
-            Stage::Connecting(_) | Stage::Leaving => false,
+            Stage::Hearing(_) | Stage::Connecting(_) | Stage::Leaving => false,
         }
     }
 
     /// Does what can be done now.
     pub(super) fn run(&mut self, now: Instant) -> Outcome {
-        if let Stage::Connecting(_) = self.stage
-            && let Some(outcome) = self.connect(now)
-        {
+        let outcome = match self.stage {
+            Stage::Hearing(_) => self.hear(now),
+            Stage::Connecting(_) => self.connect(now),
+            Stage::Relaying(_) | Stage::Leaving => None,
+        };
+        if let Some(outcome) = outcome {
             return outcome;
         }
-        let Stage::Relaying(relay) = &mut self.stage else {
+        let (Stage::Relaying(relay), Some(upstream)) = (&mut self.stage, &self.upstream) else {
             return Outcome::Ended(End { side: Side::Proxy, stage: At::Connect, cause: Cause::Panic });
         };
         if self.on_spare {
             // Later than this it is the endpoint's word on a session, and passed on.
             self.on_spare = relay.is_untouched() && now < self.books.started + GLANCE;
             let over = self.upstream_ready.has(Ready::ENDED | Ready::FAILED | Ready::GONE);
-            if self.on_spare && over && !connect::has_sent(&self.upstream) {
+            if self.on_spare && over && !connect::has_sent(upstream) {
                 return Outcome::Redial;
             }
         }
         let client = Half { peer: &self.client, ready: &self.client_ready };
-        let upstream = Half { peer: &self.upstream, ready: &self.upstream_ready };
+        let upstream = Half { peer: upstream, ready: &self.upstream_ready };
         let pair = relay::Pair { client: &client, upstream: &upstream };
         let mut turn = relay.turn(&pair, now);
         if relay.deadline() <= now && !matches!(turn, Turn::Ended(_)) {
@@ -176,12 +190,29 @@ impl Session {
         }
     }
 
+    /// `None` if it is not at this stage.
+    fn hear(&mut self, now: Instant) -> Option<Outcome> {
+        let Stage::Hearing(hearing) = &mut self.stage else {
+            return None;
+        };
+        let over = self.client_ready.has(Ready::ENDED | Ready::FAILED | Ready::GONE);
+        if !over && !self.client_ready.has(Ready::READ) && now < hearing.deadline() {
+            return Some(Outcome::Waiting(hearing.deadline()));
+        }
+        Some(match hearing.hear(&self.client, &mut self.books, over, now) {
+            Some(Ok(())) => Outcome::Heard,
+            Some(Err(end)) => Outcome::Ended(end),
+            None => Outcome::Waiting(hearing.deadline()),
+        })
+    }
+
     /// `None` once the connection is established.
     fn connect(&mut self, now: Instant) -> Option<Outcome> {
+        let Some(upstream) = &mut self.upstream else { return None };
         let Stage::Connecting(attempt) = std::mem::replace(&mut self.stage, Stage::Leaving) else {
             return None;
         };
-        let glance = self.books.started + GLANCE;
+        let glance = attempt.begun + GLANCE;
         let late = attempt.late.map_or(glance, |late| late.min(glance)).min(attempt.deadline);
         let failed = self.upstream_ready.has(Ready::FAILED | Ready::GONE);
         if self.client_ready.has(Ready::FAILED | Ready::GONE) {
@@ -189,11 +220,11 @@ impl Session {
         }
         // An error comes with readiness for everything, so it is asked about first.
         if failed || self.upstream_ready.has(Ready::WRITE) {
-            if let Err(end) = connect::outcome(&attempt.plan.endpoint, &self.upstream, failed) {
+            if let Err(end) = connect::outcome(&attempt.plan.endpoint, &*upstream, failed) {
                 return Some(Outcome::Handover(attempt, Err(end)));
             }
             attempt.connected(&mut self.books, now);
-            self.upstream.begin();
+            upstream.begin();
             self.stage = Stage::Relaying(Relay::new(now, attempt.plan.limits));
             return None;
         }
@@ -322,5 +353,6 @@ mod tests {
         // Beside it: 16 bytes of its slot, 16 of its alarm, and what the allocator adds.
         let size = size_of::<Session>();
         assert!((200..=400).contains(&size), "{size} bytes");
+        assert_eq!(size_of::<Option<Peer>>(), size_of::<Peer>(), "none costs nothing");
     }
 }

@@ -6,7 +6,7 @@ use super::ended;
 use crate::{
     net::Intercept,
     proxy::{ourselves, session::Books},
-    state::{Entry, Refusal, Target},
+    state::{Entry, Listener, Own, Refusal, Target},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -47,22 +47,37 @@ pub(super) fn compare(client: impl AsFd, books: &mut Books) {
 /// No pool takes it, its client may not use the route that leads there, or it would come back to this process.
 pub(super) fn lead(books: &mut Books) -> Result<(), End> {
     let snapshot = books.shared.snapshot();
-    let found = snapshot.listener(&books.listener);
-    match found.map(|listener| listener.find(books.client.ip(), books.told())) {
-        None | Some((Target::Refuse, true)) => {
-            books.listener.refusals.count("no_route");
-            Err(NO_ROUTE)
-        }
-        Some((_, false)) => Err(End { stage: Stage::Route, ..books.refuse(Refusal::Denied) }),
-        Some((Target::Pool(_), true)) => Ok(()),
-        Some((Target::AsAsked(_), true)) => {
+    match snapshot.listener(&books.listener) {
+        Some(listener) => aim(books, (&snapshot.own, listener)).map(|_| ()),
+        None => Err(lost(books)),
+    }
+}
+
+/// Where this listener sends the session.
+///
+/// # Errors
+/// As for [`lead`].
+pub(in crate::proxy) fn aim<'l>(
+    books: &mut Books,
+    (own, listener): (&Own, &'l Listener),
+) -> Result<&'l Target, End> {
+    match listener.find(books.client.ip(), books.told()) {
+        (Target::Refuse, true) => Err(lost(books)),
+        (_, false) => Err(End { stage: Stage::Route, ..books.refuse(Refusal::Denied) }),
+        (target @ Target::Pool(_), true) => Ok(target),
+        (target @ Target::AsAsked(_), true) => {
             let asked = books.told().destination;
-            if asked.is_some_and(|address| snapshot.own.is_reached_by(address)) {
+            if asked.is_some_and(|address| own.is_reached_by(address)) {
                 return Err(refused(books, "the client asks for an address of this proxy itself"));
             }
-            Ok(())
+            Ok(target)
         }
     }
+}
+
+fn lost(books: &Books) -> End {
+    books.listener.refusals.count("no_route");
+    NO_ROUTE
 }
 
 const NO_ROUTE: End = ended(Side::Proxy, Stage::Route, Cause::NoRoute);

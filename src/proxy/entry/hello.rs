@@ -1,50 +1,24 @@
 //! The ClientHello, looked at and left where it is.
 
-use std::cell::RefCell;
-
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use tokio::time::Instant;
 
 use super::{Look, ended, peruse, take};
 use crate::{
-    proxy::{peer::Peer, relay::Watched, session::Books},
+    proxy::{relay::Watched, session::Books},
     state::Entry,
     telemetry::{Cause, End, Side, Stage},
     wire::hello::{self, Hello, Progress, Said, Why},
 };
 
-/// Room for a look at a hello that is here already: those of today take less.
-const GLANCE: usize = 4096;
-
-thread_local! {
-    static ROOM: RefCell<[u8; GLANCE]> = const { RefCell::new([0; GLANCE]) };
-}
-
-/// Hears a hello that is here already, whole; `None` if it is not.
-pub(super) fn glance(client: &Peer, books: &mut Books, entry: &Entry) -> Option<Result<(), End>> {
-    let progress = ROOM.with_borrow_mut(|room| {
-        let (_, length) =
-            rustix::net::recv(client, &mut room[..], RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
-        let bytes = room.get(..length).filter(|bytes| !bytes.is_empty())?;
-        Some(Hello::new(entry.hello_bytes).look(bytes))
-    });
-    Some(match progress? {
-        Progress::More => return None,
-        Progress::Done(said) => {
-            heard(books, said);
-            Ok(())
-        }
-        Progress::NotLiked(_) => Ok(()),
-        Progress::Refused(why) => Err(refused(books, why)),
-    })
-}
-
-fn heard(books: &mut Books, said: Said) {
+/// The client has said this.
+pub(super) fn heard(books: &mut Books, said: Said) {
     let told = books.tell_more();
     (told.sni, told.alpn) = (said.sni, said.alpn);
 }
 
-fn refused(books: &mut Books, why: Why) -> End {
+/// How a session ends whose client has sent no hello.
+pub(super) fn refused(books: &mut Books, why: Why) -> End {
     books.turn_away(why.as_str(), "the client sent no ClientHello that can be routed".into());
     ended(Side::Client, Stage::Accept, Cause::BadHello)
 }

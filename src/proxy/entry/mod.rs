@@ -3,6 +3,7 @@
 
 mod destination;
 mod header;
+mod hearing;
 mod hello;
 
 use std::sync::Arc;
@@ -14,7 +15,11 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{peer::Peer, plain::Plain, relay::Watched, session::Books};
+pub(super) use self::{
+    destination::aim,
+    hearing::{Glance, Hearing, glance},
+};
+use super::{plain::Plain, relay::Watched, session::Books};
 use crate::{
     state::{Entry, ProxyIn, Termination},
     telemetry::{Cause, End, Side, Stage},
@@ -49,25 +54,6 @@ pub(super) async fn pass<'w>(
         Some(tls) => shake_hands(client, books, tls, deadline).await.map(Some),
         None => Ok(None),
     }
-}
-
-/// Hears a client at once, where a ClientHello is all that it must say first and is here already; `None` if it has to be
-/// waited for.
-pub(super) fn glance(client: &Peer, books: &mut Books, entry: &Entry) -> Option<Result<(), End>> {
-    if !entry.only_hears() {
-        return None;
-    }
-    if entry.reads_hello()
-        && let Err(end) = hello::glance(client, books, entry)?
-    {
-        return Some(Err(end));
-    }
-    if entry.routes.ask_for_destination()
-        && let Err(end) = destination::read(client, books, entry)
-    {
-        return Some(Err(end));
-    }
-    Some(destination::lead(books))
 }
 
 async fn shake_hands<'w>(

@@ -9,6 +9,7 @@ use crate::{
         peer::Peer,
         session::Books,
     },
+    state::Entry,
     telemetry::{Cause, Side},
 };
 
@@ -184,12 +185,27 @@ async fn sessions_that_wait_cost_no_cpu_whatever_they_wait_for() {
         }
         kept.extend([client, upstream]);
     }
+    // A client that is waited for says a part of where it wants to go, and another one.
+    publish(&engine.shared, &engine.cell, &[echo().await], CONNECT, LIMITS);
+    let heard =
+        Entry { routes: entries::by_name(), handshake_timeout: Duration::from_secs(60), ..entries::entry() };
+    entries::hear(&engine.shared, &engine.cell, heard);
+    let hello = entries::hello("a.example.com");
+    let mut stalled = engine.begin().await;
+    for half in [&hello[..5], &hello[5..hello.len() - 1]] {
+        stalled.write_all(half).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+    }
     // Time for what goes on after a change.
     sleep(Duration::from_millis(500)).await;
     let before = engine.cpu();
     sleep(Duration::from_secs(1)).await;
     let used = engine.cpu() - before;
     assert!(used < Duration::from_millis(100), "{used:?} of CPU in a second");
-    drop(kept);
+    stalled.write_all(&hello[hello.len() - 1..]).await.unwrap();
+    let mut back = vec![0; hello.len()];
+    soon(stalled.read_exact(&mut back)).await.unwrap();
+    assert_eq!(back, hello);
+    drop((kept, stalled));
     eventually(|| engine.shared.sessions.active() == 0).await;
 }

@@ -4,12 +4,12 @@ use super::*;
 use crate::{
     net::Intercept,
     state::{Access, Condition, Entry, Pool, ProxyIn, Routes, ServerName},
-    telemetry::Cause,
+    telemetry::{Cause, Side, Stage},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn entry() -> Entry {
+pub(super) fn entry() -> Entry {
     Entry {
         proxy_header: ProxyIn::Off,
         tls: None,
@@ -28,10 +28,15 @@ fn entry() -> Entry {
 
 /// Has the plane's listener hear clients as `entry` says; its pool takes what `routes` says too.
 fn hears(plane: &Plane, entry: Entry) {
-    let snapshot = plane.shared.snapshot();
+    hear(&plane.shared, &plane.cell, entry);
+}
+
+/// The same of this listener.
+pub(super) fn hear(shared: &Shared, cell: &Arc<ListenerCell>, entry: Entry) {
+    let snapshot = shared.snapshot();
     let pool: Arc<Pool> = Arc::clone(&snapshot.pools[0]);
-    let old = snapshot.listener(&plane.cell).unwrap();
-    let mut listener = Listener::plain(Arc::clone(&plane.cell), Arc::clone(&pool), *old.limits);
+    let old = snapshot.listener(cell).unwrap();
+    let mut listener = Listener::plain(Arc::clone(cell), Arc::clone(&pool), *old.limits);
     if !entry.routes.is_empty() {
         listener.target = crate::state::Target::Refuse;
         listener.routed = Box::new([crate::state::Target::Pool(Arc::clone(&pool))]);
@@ -39,7 +44,7 @@ fn hears(plane: &Plane, entry: Entry) {
     listener.entry = Some(Arc::new(entry));
     let generation = Generation(snapshot.generation.0 + 1);
     drop(snapshot);
-    plane.shared.publish(Arc::new(Snapshot {
+    shared.publish(Arc::new(Snapshot {
         generation,
         listeners: vec![Arc::new(listener)],
         pools: vec![pool],
@@ -47,7 +52,13 @@ fn hears(plane: &Plane, entry: Entry) {
     }));
 }
 
-fn hello(name: &str) -> Vec<u8> {
+/// Routes for names below `example.com` alone.
+pub(super) fn by_name() -> Routes {
+    let sni = vec![ServerName::Below(".example.com".into())];
+    Routes::new(vec![Condition { sni, ..Condition::default() }])
+}
+
+pub(super) fn hello(name: &str) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -118,9 +129,7 @@ async fn a_client_that_may_send_a_header_and_says_nothing_is_served() {
 async fn a_hello_is_routed_whether_it_comes_whole_or_in_pieces() {
     for carrier in [Carrier::Engine, Carrier::Tokio] {
         let plane = Plane::start(carrier, 1, &[echo().await]).await;
-        let sni = vec![ServerName::Below(".example.com".into())];
-        let routes = Routes::new(vec![Condition { sni, ..Condition::default() }]);
-        hears(&plane, Entry { routes, ..entry() });
+        hears(&plane, Entry { routes: by_name(), ..entry() });
         let named = hello("a.example.com");
         for pieces in [1, 2, 50, named.len()] {
             assert_eq!(echoed(&plane, &named, pieces).await.unwrap(), named, "{carrier:?}, {pieces} pieces");
@@ -134,6 +143,61 @@ async fn a_hello_is_routed_whether_it_comes_whole_or_in_pieces() {
         plane.quiet().await;
         let endpoint = Arc::clone(&plane.shared.snapshot().pools[0].tiers[0].groups[0].endpoints[0]);
         assert_eq!(endpoint.cell.sessions(), 4, "nobody else came to an endpoint");
+        assert_eq!(times::handed_over(&plane), 0, "the engine can wait for a hello itself");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_waited_for_counts_as_such_until_it_has_said_where_to() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[echo().await]).await;
+        hears(&plane, Entry { routes: by_name(), at_once: 1, handshake_timeout: 30 * SECOND, ..entry() });
+        let named = hello("a.example.com");
+        let mut first = plane.client().await;
+        first.write_all(&named[..700]).await.unwrap();
+        eventually(|| plane.cell.at_entry() == 1).await;
+        let refused = async { TcpStream::connect(plane.address).await?.read_u8().await };
+        soon(refused).await.unwrap_err();
+        eventually(|| plane.ends().iter().any(|(end, _)| end.cause == Cause::Limited)).await;
+        first.write_all(&named[700..]).await.unwrap();
+        let mut back = vec![0; named.len()];
+        soon(first.read_exact(&mut back)).await.unwrap();
+        assert_eq!((plane.cell.at_entry(), back), (0, named.clone()), "{carrier:?}");
+        assert_eq!(echoed(&plane, &named, 2).await.unwrap(), named, "{carrier:?}");
+        drop(first);
+        plane.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_before_it_has_said_where_to_ends_as_it_left() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = Plane::start(carrier, 1, &[echo().await]).await;
+        hears(&plane, Entry { routes: by_name(), handshake_timeout: 30 * SECOND, ..entry() });
+        let half = &hello("a.example.com")[..700];
+        for (sent, resets, cause) in [
+            (&[][..], false, Cause::Closed),
+            (half, false, Cause::Truncated),
+            (&[], true, Cause::Reset),
+            (half, true, Cause::Truncated),
+        ] {
+            let before = plane.ends();
+            let mut client = plane.client().await;
+            client.write_all(sent).await.unwrap();
+            eventually(|| plane.cell.at_entry() == 1).await;
+            if resets {
+                reset(client);
+            } else {
+                drop(client);
+            }
+            plane.quiet().await;
+            let end = End { side: Side::Client, stage: Stage::Accept, cause };
+            let count = |ends: &[(End, u64)]| {
+                ends.iter().filter(|(one, _)| *one == end).map(|one| one.1).sum::<u64>()
+            };
+            assert_eq!(count(&plane.ends()), count(&before) + 1, "{carrier:?}: {end:?}, {:?}", plane.ends());
+        }
+        assert_eq!(plane.cell.at_entry(), 0);
     }
 }
 

@@ -57,7 +57,7 @@ impl Full {
     }
 }
 
-fn handed_over(plane: &Plane) -> u64 {
+pub(super) fn handed_over(plane: &Plane) -> u64 {
     plane.shared.workers.iter().map(|cell| cell.handed_over.load(Relaxed)).sum()
 }
 
