@@ -1,4 +1,4 @@
-//! How many instructions the choice of an endpoint takes, counted by callgrind: the same number whatever else the
+//! How many instructions the choice of an endpoint takes, the arrival of a client, and a turn of a session, counted by callgrind: the same number whatever else the
 //! machine does. The limits stand in `counts.toml`:
 //!
 //! ```text
@@ -21,6 +21,7 @@ use std::{
     path::Path,
     process::{Command, ExitCode, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -28,8 +29,13 @@ use rand::{SeedableRng, rngs::SmallRng};
 use serde::Deserialize;
 use twinspan::{
     balance::{Balance, Load, Shares, lighter},
-    ids::EndpointIdentity,
-    proxy::{Alone, Facts, choose},
+    ids::{EndpointIdentity, Generation},
+    net::Intercept,
+    proxy::{Alone, Facts, Newcomer, choose},
+    state::{
+        Access, Condition, Entry, Listener, ListenerCell, ProxyIn, Routes, ServerName, Shared, Snapshot,
+        Target,
+    },
 };
 
 use crate::world::{Draw, ENDPOINTS, bridge, client, maglev};
@@ -47,7 +53,9 @@ const CASES: &[(&str, fn())] = &[
     ("pick_at_random", pick_at_random),
     ("pick_by_hash", pick_by_hash),
     ("pick_of_two", pick_of_two),
-    ("relay_turn", relay_turn),
+    ("arrival", || fallible(|| arrival(false))),
+    ("arrival_by_name", || fallible(|| arrival(true))),
+    ("relay_turn", || fallible(relay_turn)),
 ];
 
 /// Operations of a case. What the loop itself takes is counted with them: a few instructions each.
@@ -118,15 +126,77 @@ fn pick_of_two() {
     });
 }
 
-/// A request of 128 bytes through an established session: the client's write, the session's turn, the endpoint's read.
-fn relay_turn() {
-    if let Err(error) = relay_turns() {
+fn fallible(case: impl FnOnce() -> anyhow::Result<()>) {
+    if let Err(error) = case() {
         // Nothing is counted then, which is an error in itself.
         drop(writeln!(io::stderr(), "no session to count: {error}"));
     }
 }
 
-fn relay_turns() -> anyhow::Result<()> {
+/// From the accept to the choice of an endpoint, and the books: of any client, or of one that is sent where the server name
+/// in its ClientHello says.
+fn arrival(by_name: bool) -> anyhow::Result<()> {
+    let (shared, cell) = bridge(Balance::RoundRobin);
+    let shared = Arc::new(shared);
+    if by_name {
+        route_by_name(&shared, &cell);
+    }
+    let (mut client, near) = pair()?;
+    client.write_all(&hello(NAME)?)?;
+    let newcomer = Newcomer::new(near.into(), &cell, &shared);
+    anyhow::ensure!(newcomer.arrives(), "it finds no endpoint");
+    counted(|_| newcomer.arrives());
+    Ok(())
+}
+
+/// Has this listener send its sessions where their server name says: that of its clients is one of a hundred.
+fn route_by_name(shared: &Shared, cell: &Arc<ListenerCell>) {
+    let snapshot = shared.snapshot();
+    let Some(old) = snapshot.listener(cell) else { return };
+    let Some(pool) = old.target.pool() else { return };
+    let exact = |name: &str| Condition { sni: vec![ServerName::Exact(name.into())], ..Condition::default() };
+    let conditions = (0..99).map(|number| exact(&format!("other-{number}.example.com"))).chain([exact(NAME)]);
+    let entry = Entry {
+        proxy_header: ProxyIn::Off,
+        tls: None,
+        routes: Routes::new(conditions.collect()),
+        intercept: Intercept::Off,
+        header_timeout: Duration::from_secs(5),
+        handshake_timeout: Duration::from_secs(10),
+        hello_bytes: 32 << 10,
+        at_once: 10_000,
+        access: Access::default(),
+        route_access: Box::default(),
+        admission: None,
+        bandwidth: None,
+    };
+    let mut listener = Listener::plain(Arc::clone(cell), Arc::clone(pool), *old.limits);
+    listener.target = Target::Refuse;
+    listener.routed = (0..100).map(|_| Target::Pool(Arc::clone(pool))).collect();
+    listener.entry = Some(Arc::new(entry));
+    let (generation, pools) = (Generation(2), vec![Arc::clone(pool)]);
+    let listeners = vec![Arc::new(listener)];
+    shared.publish(Arc::new(Snapshot { generation, listeners, pools, ..Snapshot::default() }));
+}
+
+/// A server name of usual length.
+const NAME: &str = "bench.example.com";
+
+/// What a client of today says first.
+fn hello(name: &'static str) -> anyhow::Result<Vec<u8>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name.try_into()?)?;
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A request of 128 bytes through an established session: the client's write, the session's turn, the endpoint's read.
+fn relay_turn() -> anyhow::Result<()> {
     let (shared, cell) = bridge(Balance::RoundRobin);
     let shared = Arc::new(shared);
     let mut rng = SmallRng::seed_from_u64(7);

@@ -26,7 +26,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use engine::Alone;
+pub use engine::{Alone, Newcomer};
 pub use race::{Race, Step, Why};
 pub use route::{Facts, choose, hash};
 pub use worker::{Carrier, Worker};

@@ -1,4 +1,4 @@
-//! One established session without a loop around it, for counting what a turn costs.
+//! One session without a loop around it, for counting what its beginning and its turns cost.
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
@@ -7,9 +7,38 @@ use tokio::time::Instant;
 
 use super::{session::Session, slots::Which};
 use crate::{
-    proxy::{peer::Peer, session::Books},
-    state::{Endpoint, Listener, Shared},
+    proxy::{
+        connect::{self, First},
+        peer::Peer,
+        session::Books,
+    },
+    state::{Endpoint, Listener, ListenerCell, Shared},
 };
+
+/// A client as it is when it was just accepted.
+pub struct Newcomer {
+    client: Peer,
+    cell: Arc<ListenerCell>,
+    shared: Arc<Shared>,
+}
+
+impl Newcomer {
+    /// A client of this listener, on a connected socket.
+    #[must_use]
+    pub fn new(client: OwnedFd, cell: &Arc<ListenerCell>, shared: &Arc<Shared>) -> Self {
+        Self { client: Peer::new(client), cell: Arc::clone(cell), shared: Arc::clone(shared) }
+    }
+
+    /// Opens the books of a session, lets it in, chooses its endpoint, and closes the books. True if there is an endpoint
+    /// that can be dialled at once.
+    #[must_use]
+    pub fn arrives(&self) -> bool {
+        let mut books = Books::open(self.cell.address, Arc::clone(&self.cell), Arc::clone(&self.shared));
+        let found = matches!(connect::first(&mut books, &self.client), First::Dial(..));
+        books.close(connect::NO_ENDPOINT);
+        found
+    }
+}
 
 /// A session as the engine carries it.
 pub struct Alone {

@@ -25,7 +25,7 @@ use std::{
 use rustix::event::epoll::{Event, EventFlags};
 use tokio::time::Instant;
 
-pub use self::alone::Alone;
+pub use self::alone::{Alone, Newcomer};
 use self::{
     listeners::{Accepted, Listeners},
     live::Counting,
