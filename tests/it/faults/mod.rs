@@ -47,15 +47,13 @@ const UNEXPLAINED: Limit = Limit { what: "failed at a well endpoint", most: 0.0,
 const REPLAYED: Limit = Limit { what: "failed in spite of replay", most: 0.0, asserted: true };
 /// Long sessions that broke at an endpoint that was well.
 const BROKEN: Limit = Limit { what: "long sessions broken at a well endpoint", most: 0.0, asserted: true };
-/// Seconds of the slowest connect while packets are lost. An attempt counts as late after 0.33 s at the most; where the
-/// next one is lost too, the third makes it 0.66 s.
-const CONNECT: Limit = Limit { what: "slowest connect while packets are lost", most: 0.8, asserted: true };
+/// Seconds of the slowest connect while packets are lost. An attempt counts as late after 0.33 s at the most.
+const CONNECT: Limit = Limit { what: "slowest connect while packets are lost", most: 0.4, asserted: true };
 /// What it may take more where a session that is not answered for half a second is connected once more.
 const MOVE: f64 = 0.6;
-/// Seconds until a failed cloud is left, though the other one has only just come back. Sessions find it sooner, mostly;
-/// the worst is an endpoint that hardly any session is given: a late attempt asks for the first of three probes of 0.3 s,
-/// and bytes that came before count for a quarter of a second. No fault but a stop is longer than 1.5 s.
-const LEFT: Limit = Limit { what: "time until a failed cloud is left", most: 1.3, asserted: true };
+/// Seconds until a failed cloud is left, though the other one has only just come back. Sessions find it sooner than three
+/// probes of 0.3 s do. No fault but a stop is longer than 1.5 s.
+const LEFT: Limit = Limit { what: "time until a failed cloud is left", most: 1.0, asserted: true };
 /// Seconds until a stopped process is left: no session tells, and the first of three probes of 0.3 s may come after 0.55 s.
 /// The rest is for a tick, bytes of before, and a busy machine. A stop lasts for up to 3 s.
 const STOPPED: Limit = Limit { what: "time until a stopped process is left", most: 2.0, asserted: true };
