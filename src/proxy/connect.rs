@@ -296,7 +296,7 @@ pub(super) fn begin(books: &mut Books, plan: Plan, mut place: Place, eager: bool
     books.count_attempt();
     books.carried_by(place.claim());
     plan.pool.cell.begin(now);
-    let mut race = Race::new(plan.pool.connect, books.started);
+    let mut race = Race::new(plan.pool.connect, now);
     dial(&mut race, plan, place, eager, now)
 }
 

@@ -43,8 +43,9 @@ pub(super) async fn connect(
     begun: Option<Begun>,
     tried: Vec<Arc<EndpointIdentity>>,
 ) -> Result<Established, End> {
-    // What has moved on from an endpoint that did not answer has its time anew.
-    let started = if tried.is_empty() { books.started } else { Instant::now() };
+    // The time that the client took to say where it wants to go is not the endpoints', and what has moved on from one that
+    // did not answer has its time anew.
+    let started = begun.as_ref().map_or_else(Instant::now, |(attempt, _)| attempt.begun);
     let racers = Vec::new();
     let (race, crowded, last) = (None, Vec::new(), NO_ENDPOINT);
     let mut field =

@@ -170,6 +170,28 @@ async fn who_is_waited_for_counts_as_such_until_it_has_said_where_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_took_its_time_leaves_endpoints_all_of_theirs() {
+    const TOTAL: Duration = Duration::from_millis(300);
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let endpoints = [closed, echo().await];
+        let plane = Plane::start(carrier, 1, &endpoints).await;
+        plane.publish(&endpoints, Connect::plain(TOTAL, 3, TOTAL), LIMITS);
+        hears(&plane, Entry { routes: by_name(), handshake_timeout: 30 * SECOND, ..entry() });
+        let mut client = plane.client().await;
+        eventually(|| plane.cell.at_entry() == 1).await;
+        sleep(2 * TOTAL).await;
+        let named = hello("a.example.com");
+        client.write_all(&named).await.unwrap();
+        let mut back = vec![0; named.len()];
+        soon(client.read_exact(&mut back)).await.unwrap();
+        assert_eq!(back, named, "{carrier:?}");
+        drop(client);
+        plane.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_before_it_has_said_where_to_ends_as_it_left() {
     for carrier in [Carrier::Engine, Carrier::Tokio] {
         let plane = Plane::start(carrier, 1, &[echo().await]).await;
