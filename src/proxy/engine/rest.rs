@@ -16,6 +16,13 @@ const WORTH: u64 = 32 * 1024;
 /// For so long nothing but bulk must have been carried. Many transfers are over before.
 const CALM: Duration = Duration::from_millis(5);
 
+/// A rest that took longer than this has found the CPU taken: whoever took it has been moving bytes meanwhile, so that
+/// there was no wake-up to save.
+const OVERSLEPT: Duration = Duration::from_micros(400);
+
+/// How long none follows then.
+const SHARED: Duration = Duration::from_millis(50);
+
 /// What has been carried of late.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
@@ -23,7 +30,7 @@ pub(super) struct Rest {
     turns: u64,
     /// Bytes that they have moved.
     bytes: u64,
-    /// Since when there is nothing but bulk.
+    /// Since when there is nothing but bulk, or from when on it counts.
     calm: Option<Instant>,
 }
 
@@ -51,8 +58,16 @@ impl Rest {
     /// Rests if that pays, and counts anew. `busy`: there is work that needs no event.
     pub(super) fn take(&mut self, busy: bool, now: Instant) {
         if self.pays(busy, now) {
+            let from = Instant::now();
             // A signal may cut it short.
             let _ = nanosleep(&REST);
+            self.rested(from, Instant::now());
+        }
+    }
+
+    fn rested(&mut self, from: Instant, until: Instant) {
+        if until.duration_since(from) > OVERSLEPT {
+            self.calm = Some(until + SHARED);
         }
     }
 
@@ -91,6 +106,20 @@ mod tests {
         assert!(rest.pays(false, now), "and does not end the calm");
         rest.moved(MUCH, true);
         assert!(!rest.pays(true, now), "there is work");
+    }
+
+    #[test]
+    fn a_rest_that_lasts_too_long_is_the_last_for_a_while() {
+        let (mut rest, from) = calm();
+        let until = from + OVERSLEPT;
+        rest.rested(from, until);
+        rest.moved(MUCH, true);
+        assert!(rest.pays(false, until), "a little more than asked for is usual");
+        rest.rested(from, until + Duration::from_micros(1));
+        for (after, pays) in [(1, false), (49, false), (54, false), (56, true)] {
+            rest.moved(MUCH, true);
+            assert_eq!(rest.pays(false, until + Duration::from_millis(after)), pays, "{after} ms");
+        }
     }
 
     #[test]
