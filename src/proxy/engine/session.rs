@@ -1,5 +1,5 @@
-//! A plain session in the engine: hearing its client if need be, connecting, then relaying. What it does when its sockets are ready or its alarm rings;
-//! what becomes of it is the engine's part.
+//! A plain session in the engine: hearing its client if need be, connecting, then relaying. What it does when its
+//! sockets are ready or its alarm rings; what becomes of it is the engine's part.
 
 use std::{
     cell::Cell,

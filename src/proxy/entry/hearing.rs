@@ -110,19 +110,11 @@ struct Coming {
 impl Coming {
     /// Looks at what is here now. True if nothing has to be waited for: it is a whole one, or one that names nothing.
     fn look(&mut self, client: &Peer, books: &mut Books, entry: &Entry) -> Result<bool, End> {
-        let progress = match shown(client, entry.hello_bytes, |bytes| self.judge(bytes)) {
-            Ok(progress) => progress,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(error) => return Err(ended(Side::Client, Stage::Accept, Cause::of(&error.into()))),
-        };
-        match progress {
-            Progress::More => return Ok(false),
-            Progress::Done(said) => hello::heard(books, said),
-            // An endpoint may understand it.
-            Progress::NotLiked(_) => {}
-            Progress::Refused(why) => return Err(hello::refused(books, why)),
+        match shown(client, entry.hello_bytes, |bytes| self.judge(bytes)) {
+            Ok(progress) => hello::learn(books, progress),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(error) => Err(ended(Side::Client, Stage::Accept, Cause::of(&error.into()))),
         }
-        Ok(true)
     }
 
     fn judge(&mut self, bytes: &[u8]) -> Progress {
