@@ -438,7 +438,8 @@ impl Books {
 impl Drop for Books {
     fn drop(&mut self) {
         let end = self.end.unwrap_or_else(|| self.unfinished());
-        let total = self.started.elapsed();
+        let ended = Instant::now();
+        let total = ended.saturating_duration_since(self.started);
         let endpoint = self.endpoint.take().map(|endpoint| {
             endpoint.cell.finish();
             if self.moved.to_client == 0
@@ -460,6 +461,7 @@ impl Drop for Books {
             to_upstream: self.moved.to_upstream,
             to_client: self.moved.to_client,
             connect: self.connected.map(|at| at - self.started),
+            ended,
             total,
             attempts: self.attempts,
             end,

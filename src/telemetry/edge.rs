@@ -1,8 +1,8 @@
 //! What the edge knows of a session, in its line.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::net::SocketAddr;
 
-use super::session_log::{Quoted, canonical};
+use super::session_line::Value;
 use crate::ids::Tlv;
 
 /// What a client, or a balancer before us, has said of a session. Texts are escaped already: printable ASCII without quotes.
@@ -25,32 +25,10 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Adds it to a line of text. What strangers chose stands in quotes.
-    pub(super) fn text(&self, out: &mut String) {
-        // Writing to a String cannot fail.
-        self.each(|key, value| {
-            let _ = match value {
-                Value::Address(address) => write!(out, " {key}={address}"),
-                Value::Word(word) => write!(out, " {key}={word}"),
-                Value::Text(text) => write!(out, " {key}=\"{text}\""),
-            };
-        });
-    }
-
-    /// Adds it to a JSON object.
-    pub(super) fn json(&self, out: &mut String) {
-        self.each(|key, value| {
-            let _ = match value {
-                Value::Address(address) => write!(out, ",\"{key}\":\"{address}\""),
-                Value::Word(word) => write!(out, ",\"{key}\":\"{word}\""),
-                Value::Text(text) => write!(out, ",\"{key}\":{}", Quoted(text)),
-            };
-        });
-    }
-
-    fn each<'a>(&'a self, mut give: impl FnMut(&str, Value<'a>)) {
+    /// Its fields. What strangers chose stands in quotes.
+    pub(super) fn each<'a>(&'a self, mut give: impl FnMut(&'static str, Value<'a>)) {
         for (key, address) in [("via", self.via), ("destination", self.destination)] {
-            address.into_iter().for_each(|address| give(key, Value::Address(canonical(address))));
+            address.into_iter().for_each(|address| give(key, Value::Address(address)));
         }
         for (key, text) in [("sni", &self.sni), ("alpn", &self.alpn)] {
             text.iter().for_each(|text| give(key, Value::Text(text)));
@@ -71,15 +49,10 @@ impl Edge {
     }
 }
 
-enum Value<'a> {
-    Address(SocketAddr),
-    Word(&'static str),
-    Text(&'a str),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::session_line;
 
     #[test]
     fn what_a_client_chose_stands_in_quotes_and_stays_one_line() {
@@ -92,8 +65,8 @@ mod tests {
             ..Edge::default()
         };
         let (mut text, mut json) = (String::new(), String::from("{\"x\":1"));
-        edge.text(&mut text);
-        edge.json(&mut json);
+        edge.each(|key, value| session_line::text(&mut text, key, value));
+        edge.each(|key, value| session_line::json(&mut json, key, value));
         json.push('}');
         let expected = concat!(
             r#" via=10.0.0.1:7 sni="a\x0ab\x1b[31m" tls=TLSv1.3 aws_vpc_endpoint="vpce-1""#,

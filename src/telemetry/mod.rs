@@ -3,6 +3,7 @@
 mod edge;
 mod end;
 mod log;
+mod session_line;
 mod session_log;
 
 pub use edge::Edge;
