@@ -1,4 +1,4 @@
-//! The ceiling of memory: measured here ten times a second, and obeyed at each accept. Sessions that live, and the admin
+//! The ceiling of memory: where there is one, it is looked at ten times a second, and obeyed at each accept. Sessions that live, and the admin
 //! API, live on.
 
 use std::{
@@ -8,16 +8,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep};
 
 use super::{Happening, Kind, View};
 use crate::config::{self, MaxMemory};
 
-/// How often the memory is measured.
+/// How often the memory is measured, if there is a ceiling.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Looks after which the cgroup is asked again for its limit, which may change while the process runs.
-const ASK_AGAIN: u32 = 50;
+/// How often it is looked whether there is one now.
+const LOOK_FOR_ONE: Duration = Duration::from_millis(500);
+
+/// How often the cgroup is asked for its limit, which may change while the process runs.
+const ASK: Duration = Duration::from_secs(5);
 
 /// What of the cgroup's limit this process may take, in percent: the rest is for the kernel's part of its sessions.
 const OF_CGROUP: u64 = 90;
@@ -30,15 +33,12 @@ const ENDLESS: u64 = 1 << 60;
 
 /// Measures for as long as it is polled, and has new sessions reset, or not.
 pub(super) async fn watch(view: Arc<View>) {
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ceiling = Ceiling::default();
     let mut asked = None;
-    for count in 0_u32.. {
-        look.tick().await;
-        let wanted = view.overview.load().config.max_memory;
-        if asked != Some(wanted) || count.is_multiple_of(ASK_AGAIN) {
-            asked = Some(wanted);
+    loop {
+        let (wanted, now) = (view.overview.load().config.max_memory, Instant::now());
+        if asked.is_none_or(|(before, at)| before != wanted || now.duration_since(at) >= ASK) {
+            asked = Some((wanted, now));
             ceiling.bytes = bytes(wanted);
             view.shared.memory.set_ceiling(ceiling.bytes);
         }
@@ -48,6 +48,7 @@ pub(super) async fn watch(view: Arc<View>) {
             view.shared.memory.set_short(short);
             tell(&view, short, resident, ceiling.bytes);
         }
+        sleep(if ceiling.bytes.is_some() { LOOK } else { LOOK_FOR_ONE }).await;
     }
 }
 
