@@ -20,9 +20,9 @@ const DIALLED_FROM: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// established or has failed, which `SO_ERROR` then tells. Who keeps it asks [`met_itself`] first, and calls
 /// [`set_nodelay`] before a second write.
 ///
-/// `eager`: bytes are here that will be sent at once. Then the last segment of the handshake waits for them and travels
-/// with them (as with Linux's TCP_QUICKACK off, and HAProxy's `tcp-smart-connect`): a packet and a wake-up less. Without
-/// such bytes it would hold up an endpoint that speaks first.
+/// `eager`: bytes will be sent at once, or [`acknowledge`] is called. Then the last segment of the handshake waits for them
+/// and travels with them (as with Linux's TCP_QUICKACK off, and HAProxy's `tcp-smart-connect`): a packet and a wake-up
+/// less. Without either it would hold up an endpoint that speaks first.
 ///
 /// # Errors
 /// What the kernel said at once: unreachable, a shortage on this machine (descriptors, local ports), or an option that
@@ -59,6 +59,13 @@ fn connect(
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(socket.into()),
     }
+}
+
+/// Nothing is here to be sent to an endpoint that was dialled eagerly: has the last segment of the handshake sent by itself,
+/// now or when it is due.
+pub fn acknowledge(stream: impl AsFd) {
+    // What it refuses, it was refused before as well.
+    rustix::net::sockopt::set_tcp_quickack(stream, true).unwrap_or_default();
 }
 
 /// True for a connection to `address` that met itself: where nobody listens on a port from which this machine dials, a

@@ -8,7 +8,7 @@ mod options;
 
 pub use abilities::Abilities;
 pub use dial::{
-    Stall, begin, begin_as, dial, end_of_stream, guard, met_itself, reset_on_close, set_nodelay,
+    Stall, acknowledge, begin, begin_as, dial, end_of_stream, guard, met_itself, reset_on_close, set_nodelay,
     set_user_timeout, stall, take_error, waiting,
 };
 pub use intercept::{Intercept, try_transparent};

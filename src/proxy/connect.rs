@@ -159,8 +159,8 @@ pub(super) struct Established {
 
 /// What one look at the snapshot says of a session's first attempt.
 pub(super) enum First {
-    /// Whether it is known that the client has sent something.
-    Dial(Plan, bool),
+    /// Everything is known.
+    Dial(Plan),
     /// The client has to say more first, and nothing else is needed.
     Hear(Box<Hearing>),
     /// More than a plain connect is needed: the client must say something first, an endpoint must be told something, or its
@@ -178,11 +178,11 @@ pub(super) fn first(books: &mut Books, client: &Peer) -> First {
         return First::Over(end);
     }
     let Some(entry) = listener.entry.as_ref().filter(|entry| entry.is_slow()) else {
-        return dial_to(books, &snapshot, (listener, &listener.target), false);
+        return dial_to(books, &snapshot, (listener, &listener.target));
     };
     books.generation = snapshot.generation;
     match entry::glance(client, books, entry) {
-        Glance::Heard => lead(books, &snapshot, listener, entry.reads_hello()),
+        Glance::Heard => lead(books, &snapshot, listener),
         Glance::Waits(hearing) => First::Hear(hearing),
         Glance::Slow => First::Slow,
         Glance::Over(end) => First::Over(end),
@@ -193,25 +193,25 @@ pub(super) fn first(books: &mut Books, client: &Peer) -> First {
 pub(super) fn first_of_heard(books: &mut Books) -> First {
     let snapshot = books.shared.snapshot();
     match snapshot.listener(&books.listener) {
-        Some(listener) => lead(books, &snapshot, listener, true),
+        Some(listener) => lead(books, &snapshot, listener),
         None => First::Over(NO_ENDPOINT),
     }
 }
 
-fn lead(books: &mut Books, snapshot: &Snapshot, listener: &Listener, heard: bool) -> First {
+fn lead(books: &mut Books, snapshot: &Snapshot, listener: &Listener) -> First {
     books.generation = snapshot.generation;
     match entry::aim(books, (&snapshot.own, listener)) {
-        Ok(target) => dial_to(books, snapshot, (listener, target), heard),
+        Ok(target) => dial_to(books, snapshot, (listener, target)),
         Err(end) => First::Over(end),
     }
 }
 
-fn dial_to(books: &mut Books, snapshot: &Snapshot, to: (&Listener, &Target), heard: bool) -> First {
+fn dial_to(books: &mut Books, snapshot: &Snapshot, to: (&Listener, &Target)) -> First {
     if to.1.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain()) {
         return First::Slow;
     }
     let plan = choose(books, snapshot, to, (&[], false));
-    plan.map_or(First::Over(NO_ENDPOINT), |plan| First::Dial(plan, heard))
+    plan.map_or(First::Over(NO_ENDPOINT), First::Dial)
 }
 
 /// Chooses the endpoint for the next attempt; `None` when there is none left. `spread`: in a cloud that was not tried yet,
@@ -290,14 +290,14 @@ fn as_asked(
     Some(Plan { endpoint, pool, limits, source: None, intercepted })
 }
 
-/// Begins the first attempt of a session whose client has sent something already, or not. The books know of it from here
-/// on.
-pub(super) fn begin(books: &mut Books, plan: Plan, mut place: Place, eager: bool, now: Instant) -> Begun {
+/// Begins the first attempt of a session. The last segment of the handshake waits for what the client has to say, or for
+/// [`net::acknowledge`]. The books know of it from here on.
+pub(super) fn begin(books: &mut Books, plan: Plan, mut place: Place, now: Instant) -> Begun {
     books.count_attempt();
     books.carried_by(place.claim());
     plan.pool.cell.begin(now);
     let mut race = Race::new(plan.pool.connect, now);
-    dial(&mut race, plan, place, eager, now)
+    dial(&mut race, plan, place, true, now)
 }
 
 /// Begins an attempt.

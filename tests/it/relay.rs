@@ -26,6 +26,7 @@ on_both_carriers!(
     bytes_sent_while_an_endpoint_is_dialled_reach_the_next_one,
     a_client_that_leaves_while_an_endpoint_is_dialled_takes_the_attempt_with_it,
     single_bytes_back_and_forth_wait_for_nobody,
+    an_endpoint_that_speaks_first_is_not_kept_waiting_for_a_silent_client,
     a_client_of_an_endpoint_that_refuses_is_reset_at_once_and_the_log_says_why,
     no_descriptor_is_left_after_1200_rude_ends,
 );
@@ -208,6 +209,28 @@ async fn single_bytes_back_and_forth_wait_for_nobody(carrier: Carrier) {
     }
     // Nagle against delayed acknowledgements would take 40 ms a turn: 80 s.
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+async fn an_endpoint_that_speaks_first_is_not_kept_waiting_for_a_silent_client(carrier: Carrier) {
+    // An acknowledgement that waits for bytes to go with waits for 200 ms, or 40 ms.
+    const MOST: Duration = Duration::from_millis(30);
+    let place = Place::new();
+    let backend = Backend::serve(&place, |mut stream| async move {
+        stream.write_all(b"220 ready").await.unwrap();
+        read_out(&mut stream).await
+    })
+    .await;
+    let (_proxy, address) = Proxy::before_on(carrier, &place, backend.address, "").await;
+    let mut waits = Vec::new();
+    for _ in 0..15 {
+        let start = Instant::now();
+        let mut client = connect(address).await;
+        soon("a greeting", client.read_exact(&mut [0; 9])).await.unwrap();
+        waits.push(start.elapsed());
+    }
+    // A machine that stalls does so now and then, not each time.
+    waits.sort();
+    assert!(waits[7] < MOST, "{waits:?}");
 }
 
 async fn a_client_of_an_endpoint_that_refuses_is_reset_at_once_and_the_log_says_why(carrier: Carrier) {

@@ -336,8 +336,8 @@ impl Engine {
     }
 
     fn go_on(&mut self, client: Peer, mut books: Books, first: First) {
-        let (plan, heard) = match first {
-            First::Dial(plan, heard) => (plan, heard),
+        let plan = match first {
+            First::Dial(plan) => plan,
             First::Hear(hearing) => return self.insert(Session::hearing(client, hearing, books)),
             // The wait for a first byte is the tokio half's.
             First::Slow => return self.hand_over(client, books, None),
@@ -355,8 +355,7 @@ impl Engine {
         let Some(place) = Place::take(&plan) else {
             return self.hand_over(client, books, None);
         };
-        let eager = heard || connect::has_sent(&client);
-        match connect::begin(&mut books, plan, place, eager, self.now) {
+        match connect::begin(&mut books, plan, place, self.now) {
             (attempt, Ok(upstream)) => {
                 self.insert(Session::connecting(client, upstream, attempt, books));
             }
@@ -374,10 +373,12 @@ impl Engine {
         let Some(session) = self.sessions.get(token) else {
             return;
         };
-        let upstream = session.upstream.as_ref();
-        let watched = upstream
-            .map_or(Ok(()), |upstream| self.poll.add(upstream, token.word(Which::Upstream), Session::WATCH))
-            .and_then(|()| self.poll.add(&session.client, token.word(Which::Client), Session::WATCH_CLIENT));
+        // The client first: what it has sent is then known when its endpoint has connected.
+        let client = self.poll.add(&session.client, token.word(Which::Client), Session::WATCH_CLIENT);
+        let watched = client.and_then(|()| match &session.upstream {
+            Some(upstream) => self.poll.add(upstream, token.word(Which::Upstream), Session::WATCH),
+            None => Ok(()),
+        });
         if watched.is_err() {
             return self.end(token, connect::EXHAUSTED);
         }

@@ -225,10 +225,15 @@ impl Session {
             }
             attempt.connected(&mut self.books, now);
             upstream.begin();
+            // Its bytes, or its end, take the last segment of the handshake along.
+            if !self.client_ready.has(Ready::READ | Ready::ENDED) {
+                net::acknowledge(&*upstream);
+            }
             self.stage = Stage::Relaying(Relay::new(now, attempt.plan.limits));
             return None;
         }
         if now >= late {
+            net::acknowledge(&*upstream);
             return Some(Outcome::Handover(attempt, Ok(())));
         }
         self.stage = Stage::Connecting(attempt);
