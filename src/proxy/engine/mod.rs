@@ -12,6 +12,7 @@ mod session;
 mod slots;
 mod spares;
 mod timer;
+mod trial;
 mod wheel;
 
 use std::{
