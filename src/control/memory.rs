@@ -1,5 +1,5 @@
-//! The ceiling of memory: where there is one, it is looked at ten times a second, and obeyed at each accept. Sessions that live, and the admin
-//! API, live on.
+//! The ceiling of memory: where there is one, it is looked at ten times a second, and obeyed at each accept. Sessions that
+//! live, and the admin API, live on.
 
 use std::{
     fs,

@@ -194,7 +194,7 @@ fn address(out: &mut String, address: SocketAddr) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use proptest::prelude::*;
@@ -206,8 +206,9 @@ mod tests {
         telemetry::{Cause, End, Side, Stage},
     };
 
-    fn written(format: LineFormat) -> String {
-        let record = SessionRecord {
+    /// Of a session with every field that all of them have.
+    pub(in crate::telemetry) fn record(end: End) -> SessionRecord {
+        SessionRecord {
             session: 7,
             client: "[::ffff:192.0.2.1]:40000".parse().unwrap(),
             listener: ListenerName::from("pg"),
@@ -224,9 +225,13 @@ mod tests {
             ended: Instant::now(),
             total: Duration::from_millis(1_500),
             attempts: 1,
-            end: End { side: Side::Upstream, stage: Stage::Relay, cause: Cause::Reset },
+            end,
             edge: None,
-        };
+        }
+    }
+
+    fn written(format: LineFormat) -> String {
+        let record = record(End { side: Side::Upstream, stage: Stage::Relay, cause: Cause::Reset });
         let mut out = String::new();
         line(&mut out, &record, format, (&mut Clock::default(), Timestamp::UNIX_EPOCH));
         out

@@ -372,10 +372,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::{
-        ids::CloudName,
-        telemetry::{Cause, Side, Stage},
-    };
+    use crate::telemetry::{Cause, Side, Stage, session_line::tests::record};
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -388,29 +385,6 @@ mod tests {
 
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
-        }
-    }
-
-    fn record(end: End) -> SessionRecord {
-        SessionRecord {
-            session: 7,
-            client: "[::ffff:192.0.2.1]:40000".parse().unwrap(),
-            listener: ListenerName::from("pg"),
-            pool: Some(PoolName::from("db")),
-            endpoint: Some(Arc::new(EndpointIdentity {
-                pool: PoolName::from("db"),
-                cloud: CloudName::from("aws"),
-                address: "10.0.1.10:5432".parse().unwrap(),
-            })),
-            generation: Generation(12),
-            to_upstream: 10,
-            to_client: 20,
-            connect: Some(Duration::from_micros(2_100)),
-            ended: Instant::now(),
-            total: Duration::from_millis(1_500),
-            attempts: 1,
-            end,
-            edge: None,
         }
     }
 

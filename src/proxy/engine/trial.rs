@@ -104,10 +104,12 @@ impl Trial {
         let gain = if self.pays { usual / rate } else { rate / usual };
         self.gain += (gain - self.gain) / 4.0;
         let pays = self.gain >= ENOUGH;
-        self.pause = match pays == self.pays {
-            _ if (gain >= ENOUGH) != pays => AT_ONCE,
-            true if !pays => (self.pause * 2).clamp(OFTEN, SELDOM),
-            _ => OFTEN,
+        self.pause = if (gain >= ENOUGH) != pays {
+            AT_ONCE
+        } else if pays || self.pays {
+            OFTEN
+        } else {
+            (self.pause * 2).clamp(OFTEN, SELDOM)
         };
         if pays != self.pays {
             (self.pays, self.usual) = (pays, Some(rate));
