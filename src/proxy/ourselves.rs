@@ -1,5 +1,7 @@
 //! Connections of ours that a firewall rule sends back to us. Such a rule cannot tell them from those of the applications,
-//! unless it leaves out our user; where it does not, each session would begin another one, for ever.
+//! unless it leaves out our user; where it does not, each session would begin another one, for ever. One that netfilter
+//! gives another source port is not known: two redirected connections to different addresses may have had the same one.
+//! Its session goes round once more, with another port, and is known then.
 
 use std::{
     collections::{BTreeSet, hash_map::DefaultHasher},

@@ -342,12 +342,16 @@ fn our_own_connections_that_a_rule_sends_back_are_refused_and_begin_no_others() 
             }
             let over = async || (sessions().await - before >= 2 * dialled).then_some(());
             eventually_within(PATIENCE, "every session", over).await;
+            let begun = sessions().await;
+            // Where a redirected connection has the source port of one before it that asked for another address, the
+            // kernel gives it another port, by which it is not known: its session goes round once more.
+            assert!(begun - before <= 2 * dialled + dialled / 4, "{}", begun - before);
             let ticks = proxy.ticks();
             // Nothing tells of a loop that goes on but the time it takes.
             sleep(Duration::from_secs(1)).await;
             let took = proxy.ticks() - ticks;
             assert!(took <= 10, "{took} ticks");
-            assert_eq!(sessions().await - before, 2 * dialled);
+            assert_eq!(sessions().await, begun);
         });
     }
 }
