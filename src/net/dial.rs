@@ -29,7 +29,10 @@ const DIALLED_FROM: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// it does not take: a [`RefusedOption`](super::RefusedOption) of the kind `InvalidInput`. A refusal by the peer comes
 /// later as a rule, from loopback too.
 pub fn begin(address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result<OwnedFd> {
-    connect(address, eager, |socket| options.set(socket, address))
+    let socket = socket_for(address)?;
+    options.set(&socket, address)?;
+    connect(&socket, address, eager)?;
+    Ok(socket.into())
 }
 
 /// Begins to connect to `address` as [`begin`] does, from the address of `client` in place of the cloud's source. The port
@@ -41,24 +44,55 @@ pub fn begin(address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result
 /// As [`begin`], and a [`RefusedOption`](super::RefusedOption) where the process lacks the capability, or the client and
 /// the endpoint are of two families.
 pub fn begin_as(client: IpAddr, address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result<OwnedFd> {
-    connect(address, eager, |socket| options.set_as(client, socket, address))
+    let socket = socket_for(address)?;
+    options.set_as(client, &socket, address)?;
+    connect(&socket, address, eager)?;
+    Ok(socket.into())
 }
 
-fn connect(
-    address: SocketAddr,
-    eager: bool,
-    set: impl FnOnce(&Socket) -> io::Result<()>,
-) -> io::Result<OwnedFd> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    set(&socket)?;
+fn socket_for(address: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+}
+
+fn connect(socket: &Socket, address: SocketAddr, eager: bool) -> io::Result<()> {
     if eager {
         // A refusal costs a packet.
-        rustix::net::sockopt::set_tcp_quickack(&socket, false).unwrap_or_default();
+        rustix::net::sockopt::set_tcp_quickack(socket, false).unwrap_or_default();
     }
     match socket.connect(&address.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-        _ => Ok(socket.into()),
+        _ => Ok(()),
     }
+}
+
+/// Begins to connect a socket that was [`dissolve`]d to the address that it was connected to, as [`begin`] does. Its options
+/// are those of the dial before.
+///
+/// # Errors
+/// What the kernel said at once, of which the socket may be the cause: who gets one begins with a new socket.
+pub fn again(socket: impl AsFd, address: SocketAddr, eager: bool) -> io::Result<()> {
+    connect(&SockRef::from(&socket), address, eager)
+}
+
+/// Takes its connection from a socket, so that it can be dialled [`again`]: connect(2) with AF_UNSPEC, which is
+/// tcp_disconnect in net/ipv4/tcp.c. That spares the making and the closing of a socket. False where the connection is not
+/// quite over, and the kernel must be left to it.
+///
+/// The caller has passed its own end on and then read the peer's. The same address only is to be dialled with the socket: the
+/// sequence numbers of the next connection follow those of this one, which others are not to know (RFC 6528, section 3).
+#[must_use]
+pub fn dissolve(stream: impl AsFd) -> bool {
+    // Our end counts among what is unacknowledged. With both ends known to both sides, nothing but TIME_WAIT is left.
+    crate::sys::unsent(&stream).is_ok_and(|unsent| unsent == 0)
+        && rustix::net::connect_unspec(&stream).is_ok()
+}
+
+/// True if connections of this socket to the same address may follow one another quickly. Without timestamps the peer tells
+/// a new connection from an old one on the same port, of which it still has a TIME_WAIT, by the sequence number alone
+/// (RFC 6191), and takes one that goes on from another connection's for a late segment in half of the cases.
+#[must_use]
+pub fn has_timestamps(stream: impl AsFd) -> bool {
+    crate::sys::progress(stream).is_ok_and(|progress| progress.timestamps)
 }
 
 /// Nothing is here to be sent to an endpoint that was dialled eagerly: has the last segment of the handshake sent by itself,
@@ -186,7 +220,11 @@ pub fn set_user_timeout(stream: impl AsFd, timeout: Option<Duration>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, os::fd::AsRawFd};
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+        os::fd::AsRawFd,
+    };
 
     use super::*;
     use crate::net::{Dscp, RefusedOption, Tuning};
@@ -217,6 +255,84 @@ mod tests {
         // Nobody can be connected to at a broadcast address, which the kernel knows without asking.
         let error = begin("255.255.255.255:9".parse().unwrap(), &Outgoing::default(), false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable);
+    }
+
+    /// A connection that both sides have ended.
+    fn over(listener: &TcpListener) -> OwnedFd {
+        let begun = begin(listener.local_addr().unwrap(), &Outgoing::default(), true).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        let mut ours = std::net::TcpStream::from(begun);
+        ours.set_nonblocking(false).unwrap();
+        ours.write_all(b"?").unwrap();
+        theirs.read_exact(&mut [0]).unwrap();
+        theirs.write_all(b"!").unwrap();
+        ours.read_exact(&mut [0]).unwrap();
+        end_of_stream(&ours).unwrap();
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+        drop(theirs);
+        assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+        ours.set_nonblocking(true).unwrap();
+        ours.into()
+    }
+
+    #[test]
+    fn a_socket_whose_connection_is_over_is_dialled_again_and_is_as_good_as_new() {
+        let (listener, address) = listener();
+        let mut socket = over(&listener);
+        let mut ports = std::collections::BTreeSet::new();
+        for word in 0..20_u8 {
+            assert!(dissolve(&socket));
+            again(&socket, address, true).unwrap();
+            let (mut theirs, from) = listener.accept().unwrap();
+            assert!(ports.insert(from.port()), "a port of a connection that may not be forgotten yet");
+            let mut ours = std::net::TcpStream::from(socket);
+            assert!(!met_itself(&ours, address) && ours.take_error().unwrap().is_none());
+            ours.set_nonblocking(false).unwrap();
+            ours.write_all(&[word; 3]).unwrap();
+            let mut got = [0; 3];
+            theirs.read_exact(&mut got).unwrap();
+            theirs.write_all(&got).unwrap();
+            ours.read_exact(&mut got).unwrap();
+            assert_eq!(got, [word; 3]);
+            end_of_stream(&ours).unwrap();
+            assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "only what this connection was given");
+            drop(theirs);
+            assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+            socket = ours.into();
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_dialled_again_learns_that_nobody_listens() {
+        let (listener, address) = listener();
+        let socket = over(&listener);
+        assert!(dissolve(&socket));
+        drop(listener);
+        again(&socket, address, true).unwrap();
+        let mut fds = [rustix::event::PollFd::new(&socket, rustix::event::PollFlags::OUT)];
+        rustix::event::poll(&mut fds, None).unwrap();
+        assert_eq!(take_error(&socket).unwrap().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_connection_whose_end_is_still_on_its_way_is_left_to_the_kernel() {
+        let (listener, address) = listener();
+        let mut ours = std::net::TcpStream::from(begin(address, &Outgoing::default(), false).unwrap());
+        let (mut theirs, _) = listener.accept().unwrap();
+        let mut sent = 0;
+        // Until the peer has no room, behind which our end waits.
+        while let Ok(written) = ours.write(&[7; 65_536]) {
+            sent += written;
+        }
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        ours.set_nonblocking(false).unwrap();
+        assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+        end_of_stream(&ours).unwrap();
+        assert!(!dissolve(&ours));
+        drop(ours);
+        let mut got = Vec::new();
+        theirs.read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), sent);
     }
 
     #[tokio::test]

@@ -8,8 +8,8 @@ mod options;
 
 pub use abilities::Abilities;
 pub use dial::{
-    Stall, acknowledge, begin, begin_as, dial, end_of_stream, guard, met_itself, reset_on_close, set_nodelay,
-    set_user_timeout, stall, take_error, waiting,
+    Stall, acknowledge, again, begin, begin_as, dial, dissolve, end_of_stream, guard, has_timestamps,
+    met_itself, reset_on_close, set_nodelay, set_user_timeout, stall, take_error, waiting,
 };
 pub use intercept::{Intercept, try_transparent};
 pub use listen::{Listen, bind_hint, listen, reapply};

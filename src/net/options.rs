@@ -139,6 +139,13 @@ impl Outgoing {
         !any || self.source(address).is_some()
     }
 
+    /// True if a dial sets nothing on its socket, so that one of another dial is as good.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let Self { tuning, source_v4, source_v6, fast_open, keepalive: _, user_timeout: _ } = self;
+        source_v4.is_none() && source_v6.is_none() && !fast_open && *tuning == Tuning::default()
+    }
+
     /// The same path without TCP Fast Open, for who wants to know that a connection is established.
     #[must_use]
     pub fn without_fast_open(&self) -> Self {

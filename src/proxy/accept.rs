@@ -84,6 +84,12 @@ pub(super) fn is_tight(shared: &Shared) -> bool {
     taken(shared) >= LIMIT.load(Relaxed) / 4 * 3
 }
 
+/// Descriptors that each worker may keep without a connection: a sixteenth for all of them.
+pub(super) fn used_most(workers: usize) -> usize {
+    let each = LIMIT.load(Relaxed) / 16 / workers.max(1) as u64;
+    usize::try_from(each).unwrap_or(usize::MAX)
+}
+
 /// Takes the next connection, unless the descriptors that are left are the reserve.
 pub(super) fn next(socket: impl AsFd, cell: &ListenerCell, shared: &Shared) -> Taken {
     if taken(shared) >= LIMIT.load(Relaxed) {

@@ -292,20 +292,38 @@ fn as_asked(
 
 /// Begins the first attempt of a session. The last segment of the handshake waits for what the client has to say, or for
 /// [`net::acknowledge`]. The books know of it from here on.
-pub(super) fn begin(books: &mut Books, plan: Plan, mut place: Place, now: Instant) -> Begun {
+pub(super) fn begin(
+    books: &mut Books,
+    plan: Plan,
+    mut place: Place,
+    used: Option<Peer>,
+    now: Instant,
+) -> Begun {
     books.count_attempt();
     books.carried_by(place.claim());
     plan.pool.cell.begin(now);
     let mut race = Race::new(plan.pool.connect, now);
-    dial(&mut race, plan, place, true, now)
+    attempt(&mut race, plan, place, (true, used), now)
 }
 
 /// Begins an attempt.
 pub(super) fn dial(race: &mut Race, plan: Plan, place: Place, eager: bool, now: Instant) -> Begun {
+    attempt(race, plan, place, (eager, None), now)
+}
+
+fn attempt(
+    race: &mut Race,
+    plan: Plan,
+    place: Place,
+    (eager, used): (bool, Option<Peer>),
+    now: Instant,
+) -> Begun {
     let jitter = RNG.with_borrow_mut(RngExt::random);
     let deadline = race.begun(plan.endpoint.cell.usual(), jitter, now);
-    let how = (eager, plan.source, plan.intercepted);
-    let upstream = connect_to(&plan.endpoint, &plan.endpoint.socket, how);
+    let upstream = match used.filter(|used| net::again(used, plan.endpoint.address(), eager).is_ok()) {
+        Some(upstream) => Ok(upstream),
+        None => connect_to(&plan.endpoint, &plan.endpoint.socket, (eager, plan.source, plan.intercepted)),
+    };
     (Attempt { plan, begun: now, deadline, late: race.late(), _place: Some(place) }, upstream)
 }
 
@@ -321,7 +339,8 @@ pub(super) fn begin_on_spare(books: &mut Books, plan: Plan, now: Instant) -> Arc
 
 /// Begins a connection that no session waits for.
 pub(super) fn begin_spare(endpoint: &Endpoint, socket: &Outgoing, shared: &Shared) -> Result<Peer, End> {
-    connect_to(endpoint, socket, (false, None, shared.snapshot().own.intercepts))
+    // While it waits its options may change.
+    connect_to(endpoint, socket, (false, None, shared.snapshot().own.intercepts)).map(Peer::once)
 }
 
 fn connect_to(
@@ -334,7 +353,11 @@ fn connect_to(
         Some(client) => net::begin_as(client, address, socket, eager),
         None => net::begin(address, socket, eager),
     };
-    let upstream = if intercepted { ourselves::dial(address, begin) } else { begin().map(Peer::unused) };
+    let upstream = match intercepted {
+        true => ourselves::dial(address, begin),
+        false if source.is_none() && socket.is_plain() => begin().map(Peer::reusable),
+        false => begin().map(Peer::unused),
+    };
     upstream.map_err(|error| refusal(endpoint, &error))
 }
 
@@ -347,6 +370,13 @@ pub(super) fn refusal(endpoint: &Endpoint, error: &io::Error) -> End {
     }
     let side = if cause.is_ours() { Side::Proxy } else { Side::Upstream };
     End { side, stage: Stage::Connect, cause }
+}
+
+impl Plan {
+    /// True if a socket that was dialled before will do.
+    pub(super) fn takes_used(&self) -> bool {
+        !self.intercepted && self.source.is_none() && self.endpoint.socket.is_plain()
+    }
 }
 
 impl Attempt {

@@ -11,13 +11,24 @@ use crate::net;
 pub(super) struct Peer {
     socket: OwnedFd,
     clean: bool,
+    reuse: Reuse,
     /// Who asks can be told that it is ours.
     _known: Option<Box<Known>>,
 }
 
+/// Whether the socket may have another connection after this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reuse {
+    Never,
+    /// It may, if the first one shows that the peer bears it.
+    Perhaps,
+    /// It had one, or more, and epoll may watch it.
+    Proven,
+}
+
 impl Peer {
     pub(super) const fn new(socket: OwnedFd) -> Self {
-        Self { socket, clean: false, _known: None }
+        Self { socket, clean: false, reuse: Reuse::Never, _known: None }
     }
 
     /// A connection over which no session has begun: it ends in order, as nobody takes its end for a loss.
@@ -27,7 +38,23 @@ impl Peer {
 
     /// The same, which is known to be ours while it is open.
     pub(super) const fn unused_known(socket: OwnedFd, known: Option<Box<Known>>) -> Self {
-        Self { socket, clean: true, _known: known }
+        Self { socket, clean: true, reuse: Reuse::Never, _known: known }
+    }
+
+    /// One without a session, on whose socket nothing was set, so that it may be dialled again.
+    pub(super) const fn reusable(socket: OwnedFd) -> Self {
+        Self { socket, clean: true, reuse: Reuse::Perhaps, _known: None }
+    }
+
+    /// True if the socket had another connection before, and epoll may watch it.
+    pub(super) const fn is_used(&self) -> bool {
+        matches!(self.reuse, Reuse::Proven)
+    }
+
+    /// The same, whose socket is never dialled again.
+    pub(super) const fn once(mut self) -> Self {
+        self.reuse = Reuse::Never;
+        self
     }
 
     /// A session begins on it.
@@ -38,6 +65,19 @@ impl Peer {
     /// Closes it in order: what the kernel still holds is delivered.
     pub(super) fn close(mut self) {
         self.clean = true;
+    }
+
+    /// The socket without its connection, which is over in both directions, if it may be dialled again. It is watched as
+    /// before. Otherwise it is closed in order.
+    pub(super) fn dissolve(mut self) -> Option<Self> {
+        self.clean = true;
+        let may = match self.reuse {
+            Reuse::Never => false,
+            Reuse::Perhaps => net::has_timestamps(&self),
+            Reuse::Proven => true,
+        };
+        self.reuse = Reuse::Proven;
+        (may && net::dissolve(&self)).then_some(self)
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Progress {
     pub window_closed: bool,
     /// True when the connection is over on this side too: reset, or given up.
     pub closed: bool,
+    /// True if both sides send timestamps (RFC 7323), or did while it lasted.
+    pub timestamps: bool,
     /// Probes that the peer has left unanswered in a row.
     pub unanswered: u8,
     /// Time since the last acknowledgement came.
@@ -52,6 +54,9 @@ struct TcpInfo {
     snd_wnd: u32,
 }
 
+/// `TCPI_OPT_TIMESTAMPS` of include/uapi/linux/tcp.h.
+const TIMESTAMPS: u8 = 1;
+
 /// `TCP_CLOSE` of include/net/tcp_states.h.
 const CLOSE: u8 = 7;
 
@@ -64,6 +69,11 @@ impl TcpInfo {
     /// `tcpi_probes`: byte 3.
     const fn probes(&self) -> u8 {
         self.state_to_options[3]
+    }
+
+    /// `tcpi_options`: byte 5.
+    const fn options(&self) -> u8 {
+        self.state_to_options[5]
     }
 
     /// `tcpi_last_ack_recv`, milliseconds: after rto ato snd_mss rcv_mss, unacked sacked lost retrans fackets,
@@ -101,6 +111,7 @@ pub fn progress(socket: impl AsFd) -> io::Result<Progress> {
     Ok(Progress {
         window_closed: info.snd_wnd == 0,
         closed: info.state() == CLOSE,
+        timestamps: info.options() & TIMESTAMPS != 0,
         unanswered: info.probes(),
         last_ack: Duration::from_millis(u64::from(info.last_ack_recv())),
     })

@@ -21,7 +21,8 @@ const REQUEST: Budget = Budget { calls: 6.0, without_waits: 4.0 };
 
 /// From a session's accept to its line in the log, when nothing else is there to share a call: accept, socket, a word to
 /// hold the last segment of the handshake back, connect, two calls that tell epoll of the sockets, four reads, two writes,
-/// shutdown and two closes are 15, and half a one for a client whose bytes are late. Its waits are 5 to 6.
+/// shutdown and two closes are 15, and half a one for a client whose bytes are late. Where a socket is dialled again, two
+/// calls that take the connection from it stand for those that make and close one. Its waits are 5 to 6.
 const SESSION: Budget = Budget { calls: 22.0, without_waits: 15.5 };
 
 /// System calls that something may take.

@@ -36,3 +36,4 @@ mod spiffe;
 mod stalled;
 mod storm;
 mod tls;
+mod used;

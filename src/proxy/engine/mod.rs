@@ -13,6 +13,7 @@ mod slots;
 mod spares;
 mod timer;
 mod trial;
+mod used;
 mod wheel;
 
 use std::{
@@ -37,6 +38,7 @@ use self::{
     slots::Which,
     spares::Spares,
     timer::Timer,
+    used::Used,
 };
 pub(super) use self::{
     mailbox::{Command, Handovers, Mailbox},
@@ -76,6 +78,7 @@ pub(super) struct Engine {
     listeners: Listeners,
     sessions: Slots<Session>,
     spares: Spares,
+    used: Used,
     runnable: Vec<Token>,
     rest: Rest,
     now: Instant,
@@ -97,6 +100,7 @@ impl Engine {
         tokio: Arc<Handovers>,
     ) -> io::Result<Self> {
         let now = Instant::now();
+        let used = Used::new(crew.len());
         let (poll, timer) = (Poll::new()?, Timer::new(now)?);
         if let Some(mailbox) = crew.get(number) {
             poll.add(mailbox, BELL, EventFlags::IN | EventFlags::ET)?;
@@ -112,6 +116,7 @@ impl Engine {
             listeners: Listeners::default(),
             sessions: Slots::new(),
             spares: Spares::new(number),
+            used,
             runnable: Vec::new(),
             rest: Rest::default(),
             now,
@@ -142,6 +147,7 @@ impl Engine {
             if let Some(at) = self.spares.tend(&self.poll, &self.shared, self.now) {
                 self.timer.chore(at);
             }
+            self.used.give_way(&self.shared);
             self.timer.arm(self.now);
             self.rest.take(busy, self.now);
         }
@@ -253,10 +259,14 @@ impl Engine {
 
     fn end(&mut self, token: Token, end: End) {
         if let Some(session) = self.take(token) {
+            let again = end.is_clean() && session.leaves_upstream_as_it_was();
             let Session { client, upstream, books, .. } = *session;
             if end.is_clean() {
                 client.close();
-                upstream.into_iter().for_each(Peer::close);
+                match (upstream, &books.endpoint) {
+                    (Some(upstream), Some(endpoint)) if again => self.used.keep(endpoint.address(), upstream),
+                    (upstream, _) => upstream.into_iter().for_each(Peer::close),
+                }
             }
             books.close(end);
         }
@@ -282,6 +292,8 @@ impl Engine {
         }
         if let Some(at) = next.look {
             self.timer.chore(at);
+            // Descriptors are short.
+            self.used.clear();
         }
         (0..next.closed).for_each(|_| self.shared.sessions.finish_accepting());
         next.busy
@@ -356,11 +368,15 @@ impl Engine {
         let Some(place) = Place::take(&plan) else {
             return self.hand_over(client, books, None);
         };
-        match connect::begin(&mut books, plan, place, self.now) {
+        let used = if plan.takes_used() { self.used.take(plan.endpoint.address()) } else { None };
+        match connect::begin(&mut books, plan, place, used, self.now) {
             (attempt, Ok(upstream)) => {
                 self.insert(Session::connecting(client, upstream, attempt, books));
             }
-            (attempt, Err(end)) => self.hand_over(client, books, Some((attempt, Err(end)))),
+            (attempt, Err(end)) => {
+                self.used.clear(); // descriptors may be short
+                self.hand_over(client, books, Some((attempt, Err(end))));
+            }
         }
     }
 
@@ -377,6 +393,7 @@ impl Engine {
         // The client first: what it has sent is then known when its endpoint has connected.
         let client = self.poll.add(&session.client, token.word(Which::Client), Session::WATCH_CLIENT);
         let watched = client.and_then(|()| match &session.upstream {
+            Some(used) if used.is_used() => self.poll.put(used, token.word(Which::Upstream), Session::WATCH),
             Some(upstream) => self.poll.add(upstream, token.word(Which::Upstream), Session::WATCH),
             None => Ok(()),
         });
@@ -465,8 +482,9 @@ impl Engine {
             relay::trim();
             self.sessions.shrink();
             self.timer.shrink();
+            let keeps_used = self.used.tidy();
             // Once more after everything has gone: pipes are kept for a while.
-            self.tidying = self.sessions.len() > 0 || relay::keeps_pipes();
+            self.tidying = self.sessions.len() > 0 || relay::keeps_pipes() || keeps_used;
             if self.tidying {
                 self.timer.chore(self.now + TIDY);
             }

@@ -47,6 +47,14 @@ impl Poll {
         Ok(epoll::modify(&self.0, source, EventData::new_u64(word), flags)?)
     }
 
+    /// Gives a source another word that may be watched already.
+    pub(super) fn put(&self, source: impl AsFd, word: u64, flags: EventFlags) -> io::Result<()> {
+        match epoll::modify(&self.0, &source, EventData::new_u64(word), flags) {
+            Err(Errno::NOENT) => self.add(source, word, flags),
+            done => Ok(done?),
+        }
+    }
+
     pub(super) fn delete(&self, source: impl AsFd) -> io::Result<()> {
         Ok(epoll::delete(&self.0, source)?)
     }

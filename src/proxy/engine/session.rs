@@ -140,6 +140,14 @@ impl Session {
         }
     }
 
+    /// True if nothing is left on its upstream socket that the next session would find there.
+    pub(super) fn leaves_upstream_as_it_was(&self) -> bool {
+        match &self.stage {
+            Stage::Relaying(relay) => relay.leaves_upstream_as_it_was(),
+            Stage::Hearing(_) | Stage::Connecting(_) | Stage::Leaving => false,
+        }
+    }
+
     /// Does what can be done now.
     pub(super) fn run(&mut self, now: Instant) -> Outcome {
         let outcome = match self.stage {

@@ -69,6 +69,11 @@ impl Patience {
         self.first_end.unwrap_or(Side::Client)
     }
 
+    /// True if this side has ended first, and the session did not last until the first look at its sockets.
+    pub(super) fn was_short(&self, ended: Side) -> bool {
+        self.first_end == Some(ended) && !self.watch.has_looked()
+    }
+
     /// The end of the longest life, if there is one.
     pub(super) const fn dies(&self) -> Option<Instant> {
         self.dies

@@ -45,6 +45,11 @@ impl Watch {
         Self { due: Some(due), guarded: false, client: false, upstream: false }
     }
 
+    /// True once it has changed the options of a socket.
+    pub(super) const fn has_looked(&self) -> bool {
+        self.guarded
+    }
+
     /// When the next look is due.
     pub(super) const fn due(&self) -> Option<Instant> {
         self.due

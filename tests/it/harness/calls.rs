@@ -60,6 +60,11 @@ impl Counted {
         self.0.values().sum()
     }
 
+    /// Those of this name.
+    pub(crate) fn of(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
     /// Those that wait for something to do. How many it takes depends on how much has come when one returns.
     pub(crate) fn waits(&self) -> u64 {
         self.0

@@ -15,7 +15,7 @@ mod secure;
 mod setup;
 
 pub(crate) use backend::{Backend, Full};
-pub(crate) use calls::Calls;
+pub(crate) use calls::{Calls, Counted};
 pub(crate) use certificates::{Authority, Files, Issued, entry};
 pub(crate) use load::{Load, Outcome, ask};
 pub(crate) use net::{Net, command, rule};
