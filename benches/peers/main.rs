@@ -31,7 +31,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 
-use measure::{Metric, Sample, Scenario, Spans, measure};
+use measure::{Metric, Sample, Scenario, measure};
 use proxies::{Kind, Site};
 use table::{Reading, Report};
 
@@ -220,7 +220,6 @@ impl<'a> Rig<'a> {
         readings: &mut Vec<Reading>,
     ) -> anyhow::Result<()> {
         let work = Duration::from_secs_f64(self.seconds);
-        let spans = Spans { warm: work / 5, work };
         for (place, scenario) in self.scenarios.clone().into_iter().enumerate() {
             // Counts are the same in every round.
             if scenario == Scenario::Calls && round > 0 {
@@ -231,7 +230,7 @@ impl<'a> Rig<'a> {
             for kind in kinds.iter().copied().cycle().skip(first).take(kinds.len()) {
                 let name = kind.name();
                 say(&format!("round {} of {}: {scenario:?}, {name}", round + 1, self.rounds));
-                let sample = measure(scenario, kind, site, spans);
+                let sample = measure(scenario, kind, site, scenario.spans(work));
                 anyhow::ensure!(!host::interrupted(), "interrupted");
                 let figures = self.judge(round, scenario, name, sample);
                 readings.extend(figures.into_iter().map(|(metric, value)| Reading {

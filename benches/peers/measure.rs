@@ -141,6 +141,13 @@ impl Scenario {
         matches!(self, Self::Down | Self::Up | Self::Both | Self::DownTwo | Self::TlsDown)
     }
 
+    /// How long to work where others take `work`. At a fixed rate four times as long: a machine that stands still for a few
+    /// milliseconds once would be one request in a hundred.
+    pub(crate) fn spans(self, work: Duration) -> Spans {
+        let fixed_rate = matches!(self, Self::RrRate | Self::ChurnRate | Self::Swaps);
+        Spans { warm: work / 5, work: if fixed_rate { work * 4 } else { work } }
+    }
+
     const fn has_latency(self) -> bool {
         matches!(self, Self::RrRate | Self::ChurnRate | Self::RrTwo)
     }
