@@ -173,11 +173,13 @@ impl Session {
         let upstream = Half { peer: upstream, ready: &self.upstream_ready };
         let pair = relay::Pair { client: &client, upstream: &upstream };
         let mut turn = relay.turn(&pair, now);
-        if relay.deadline() <= now && !matches!(turn, Turn::Ended(_)) {
+        let mut deadline = relay.deadline();
+        if deadline <= now && !matches!(turn, Turn::Ended(_)) {
             turn = match relay.expired(&pair, now) {
                 Some(end) => Turn::Ended(end),
                 None => relay.turn(&pair, now),
             };
+            deadline = relay.deadline();
         }
         if turn == Turn::Waiting && relay.overlooks_resets() {
             let dead = match () {
@@ -187,11 +189,12 @@ impl Session {
             };
             if let Some(dead) = dead {
                 turn = relay.reset(dead, &pair, now);
+                deadline = relay.deadline();
             }
         }
         self.books.account(relay.moved());
         match turn {
-            Turn::Waiting => Outcome::Waiting(relay.deadline()),
+            Turn::Waiting => Outcome::Waiting(deadline),
             Turn::Again => Outcome::Again,
             Turn::Ended(end) if self.books.lose(relay, end, now) => Outcome::Lost,
             Turn::Ended(end) => Outcome::Ended(end),

@@ -274,6 +274,7 @@ impl Waiting {
 
 /// Reads once. `None`: nothing there after all. A short read has emptied the socket, which is told to the driver at once,
 /// so that no second read is needed to learn it; bytes that come later raise a new edge.
+#[inline]
 fn try_recv<S: Socket>(source: &S, buffer: &mut [u8], poked: bool) -> io::Result<Option<usize>> {
     let wanted = buffer.len();
     let mut got = None;
@@ -286,6 +287,7 @@ fn try_recv<S: Socket>(source: &S, buffer: &mut [u8], poked: bool) -> io::Result
 }
 
 /// Writes once: 0 when there is no room after all. A short write has filled the socket, which is told to the driver.
+#[inline]
 fn try_send<S: Socket>(sink: &S, bytes: &[u8]) -> io::Result<usize> {
     let mut done = None;
     let tried = sink.try_write(|| {
@@ -296,6 +298,7 @@ fn try_send<S: Socket>(sink: &S, bytes: &[u8]) -> io::Result<usize> {
     settle(tried, done).map(Option::unwrap_or_default)
 }
 
+#[inline]
 fn settle(tried: io::Result<()>, done: Option<usize>) -> io::Result<Option<usize>> {
     match tried {
         Ok(()) => Ok(done),
