@@ -29,10 +29,7 @@ const DIALLED_FROM: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// it does not take: a [`RefusedOption`](super::RefusedOption) of the kind `InvalidInput`. A refusal by the peer comes
 /// later as a rule, from loopback too.
 pub fn begin(address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result<OwnedFd> {
-    let socket = socket_for(address)?;
-    options.set(&socket, address)?;
-    connect(&socket, address, eager)?;
-    Ok(socket.into())
+    begin_with(address, eager, |socket| options.set(socket, address))
 }
 
 /// Begins to connect to `address` as [`begin`] does, from the address of `client` in place of the cloud's source. The port
@@ -44,14 +41,18 @@ pub fn begin(address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result
 /// As [`begin`], and a [`RefusedOption`](super::RefusedOption) where the process lacks the capability, or the client and
 /// the endpoint are of two families.
 pub fn begin_as(client: IpAddr, address: SocketAddr, options: &Outgoing, eager: bool) -> io::Result<OwnedFd> {
-    let socket = socket_for(address)?;
-    options.set_as(client, &socket, address)?;
-    connect(&socket, address, eager)?;
-    Ok(socket.into())
+    begin_with(address, eager, |socket| options.set_as(client, socket, address))
 }
 
-fn socket_for(address: SocketAddr) -> io::Result<Socket> {
-    Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+fn begin_with(
+    address: SocketAddr,
+    eager: bool,
+    set: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    set(&socket)?;
+    connect(&socket, address, eager)?;
+    Ok(socket.into())
 }
 
 fn connect(socket: &Socket, address: SocketAddr, eager: bool) -> io::Result<()> {
@@ -259,20 +260,27 @@ mod tests {
 
     /// A connection that both sides have ended.
     fn over(listener: &TcpListener) -> OwnedFd {
-        let begun = begin(listener.local_addr().unwrap(), &Outgoing::default(), true).unwrap();
-        let (mut theirs, _) = listener.accept().unwrap();
+        live(begin(listener.local_addr().unwrap(), &Outgoing::default(), true).unwrap(), listener, b'?').0
+    }
+
+    /// The whole life of a connection that was begun, and the port that it came from: a word, an answer, our end, theirs.
+    fn live(begun: OwnedFd, listener: &TcpListener, word: u8) -> (OwnedFd, u16) {
+        let (mut theirs, from) = listener.accept().unwrap();
         let mut ours = std::net::TcpStream::from(begun);
+        assert!(!met_itself(&ours, listener.local_addr().unwrap()) && ours.take_error().unwrap().is_none());
         ours.set_nonblocking(false).unwrap();
-        ours.write_all(b"?").unwrap();
-        theirs.read_exact(&mut [0]).unwrap();
-        theirs.write_all(b"!").unwrap();
-        ours.read_exact(&mut [0]).unwrap();
+        ours.write_all(&[word; 3]).unwrap();
+        let mut got = [0; 3];
+        theirs.read_exact(&mut got).unwrap();
+        theirs.write_all(&got).unwrap();
+        ours.read_exact(&mut got).unwrap();
+        assert_eq!(got, [word; 3]);
         end_of_stream(&ours).unwrap();
-        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "only what this connection was given");
         drop(theirs);
         assert_eq!(ours.read(&mut [0]).unwrap(), 0);
         ours.set_nonblocking(true).unwrap();
-        ours.into()
+        (ours.into(), from.port())
     }
 
     #[test]
@@ -283,22 +291,9 @@ mod tests {
         for word in 0..20_u8 {
             assert!(dissolve(&socket));
             again(&socket, address, true).unwrap();
-            let (mut theirs, from) = listener.accept().unwrap();
-            assert!(ports.insert(from.port()), "a port of a connection that may not be forgotten yet");
-            let mut ours = std::net::TcpStream::from(socket);
-            assert!(!met_itself(&ours, address) && ours.take_error().unwrap().is_none());
-            ours.set_nonblocking(false).unwrap();
-            ours.write_all(&[word; 3]).unwrap();
-            let mut got = [0; 3];
-            theirs.read_exact(&mut got).unwrap();
-            theirs.write_all(&got).unwrap();
-            ours.read_exact(&mut got).unwrap();
-            assert_eq!(got, [word; 3]);
-            end_of_stream(&ours).unwrap();
-            assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "only what this connection was given");
-            drop(theirs);
-            assert_eq!(ours.read(&mut [0]).unwrap(), 0);
-            socket = ours.into();
+            let port;
+            (socket, port) = live(socket, &listener, word);
+            assert!(ports.insert(port), "a port of a connection that may not be forgotten yet");
         }
     }
 

@@ -46,15 +46,15 @@ impl Peer {
         Self { socket, clean: true, reuse: Reuse::Perhaps, _known: None }
     }
 
-    /// True if the socket had another connection before, and epoll may watch it.
-    pub(super) const fn is_used(&self) -> bool {
-        matches!(self.reuse, Reuse::Proven)
-    }
-
     /// The same, whose socket is never dialled again.
     pub(super) const fn once(mut self) -> Self {
         self.reuse = Reuse::Never;
         self
+    }
+
+    /// True if the socket had another connection before, and epoll may watch it.
+    pub(super) const fn is_used(&self) -> bool {
+        matches!(self.reuse, Reuse::Proven)
     }
 
     /// A session begins on it.

@@ -94,38 +94,25 @@ async fn play(mut stream: TcpStream) -> (Manner, u64, Ending) {
     let mut word = [0; 16];
     stream.read_exact(&mut word).await.unwrap();
     let (manner, number) = parse(&word);
-    let ending = match manner {
-        ClientEnds => {
-            stream.write_all(&word).await.unwrap();
-            nothing_more(&mut stream).await
-        }
-        AnswerComesLate => {
-            let ending = nothing_more(&mut stream).await;
-            stream.write_all(&word).await.unwrap();
-            ending
-        }
-        EndpointEnds => {
-            stream.write_all(&word).await.unwrap();
-            stream.shutdown().await.unwrap();
-            nothing_more(&mut stream).await
-        }
+    if manner == AnswerComesLate {
+        let ending = nothing_more(&mut stream).await;
+        stream.write_all(&word).await.unwrap();
+        return (manner, number, ending);
+    }
+    if manner == ClientEndsAfterMuch {
+        assert_eq!(Pattern(number).receive(&mut stream, 0, MUCH).await.unwrap(), MUCH);
+    }
+    stream.write_all(&word).await.unwrap();
+    match manner {
+        EndpointEnds => stream.shutdown().await.unwrap(),
         EndpointResets => {
-            stream.write_all(&word).await.unwrap();
             stream.read_exact(&mut [0]).await.unwrap();
             reset(stream);
             return (manner, number, Ending::Reset);
         }
-        ClientResets => {
-            stream.write_all(&word).await.unwrap();
-            nothing_more(&mut stream).await
-        }
-        ClientEndsAfterMuch => {
-            assert_eq!(Pattern(number).receive(&mut stream, 0, MUCH).await.unwrap(), MUCH);
-            stream.write_all(&word).await.unwrap();
-            nothing_more(&mut stream).await
-        }
-    };
-    (manner, number, ending)
+        ClientEnds | AnswerComesLate | ClientResets | ClientEndsAfterMuch => {}
+    }
+    (manner, number, nothing_more(&mut stream).await)
 }
 
 async fn visit(address: SocketAddr, manner: Manner, number: u64) {

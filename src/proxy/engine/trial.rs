@@ -152,6 +152,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// The part of the time that had rests, once it was found out whether they pay.
+    fn in_the_long_run(bytes: impl Fn(bool) -> u64) -> f64 {
+        let mut load = Load::new();
+        load.run(SECOND, &bytes);
+        load.run(SECOND * 10, &bytes)
+    }
+
     #[test]
     fn a_stream_has_rests_most_of_the_time_and_soon() {
         let mut load = Load::new();
@@ -163,19 +170,13 @@ mod tests {
 
     #[test]
     fn peers_that_take_turns_lose_little_by_trials() {
-        let mut load = Load::new();
-        let turns = |resting| if resting { 40_000 } else { 80_000 };
-        load.run(SECOND, turns);
-        let rested = load.run(SECOND * 10, turns);
+        let rested = in_the_long_run(|resting| if resting { 40_000 } else { 80_000 });
         assert!((0.001..0.02).contains(&rested), "{rested}");
     }
 
     #[test]
     fn a_load_that_only_rests_make_slow_is_left_alone_as_well() {
-        let mut load = Load::new();
-        let turns = |resting| if resting { 24_000 } else { 35_000 };
-        load.run(SECOND, turns);
-        let rested = load.run(SECOND * 10, turns);
+        let rested = in_the_long_run(|resting| if resting { 24_000 } else { 35_000 });
         assert!(rested < 0.02, "{rested}");
     }
 
