@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
-use twinspan::lab::load::{Ask, Job, Kind, Live, Rate, Script, Share, Span, Worker};
+use twinspan::lab::load::{self, Ask, ByHand, Job, Kind, Live, Rate, Script, Share, Span, Worker};
 
 use crate::{host, target::REQUEST};
 
@@ -53,9 +53,14 @@ impl Exchange {
         Load::open(to, connections, Kind::Exchange(script(reply))).map(Self)
     }
 
-    /// Works for `span`: at `rate` requests a second, or each line's next request as soon as its reply is there.
-    pub(crate) fn run(&mut self, span: Duration, rate: Option<u32>) -> io::Result<Tally> {
-        unbroken(self.0.run(span, rate)?)
+    /// Works for `span`: each line's next request as soon as its reply is there.
+    pub(crate) fn run(&mut self, span: Duration) -> io::Result<Tally> {
+        unbroken(self.0.run(span)?)
+    }
+
+    /// The same at `rate` requests a second, and serves the target.
+    pub(crate) fn run_at(&mut self, rate: u32, span: Duration, target: &mut ByHand) -> io::Result<Tally> {
+        unbroken(self.0.run_at(rate, span, target)?)
     }
 }
 
@@ -64,9 +69,14 @@ impl Churn {
         Load::open(to, slots, Kind::Churn(script(REQUEST_BYTES))).map(Self)
     }
 
-    /// Works for `span`: at `rate` connections a second, or each slot's next connection as soon as the last has gone.
-    pub(crate) fn run(&mut self, span: Duration, rate: Option<u32>) -> io::Result<Tally> {
-        self.0.run(span, rate)
+    /// Works for `span`: each slot's next connection as soon as the last has gone.
+    pub(crate) fn run(&mut self, span: Duration) -> io::Result<Tally> {
+        self.0.run(span)
+    }
+
+    /// The same at `rate` connections a second, and serves the target.
+    pub(crate) fn run_at(&mut self, rate: u32, span: Duration, target: &mut ByHand) -> io::Result<Tally> {
+        self.0.run_at(rate, span, target)
     }
 }
 
@@ -77,7 +87,7 @@ impl Stream {
 
     /// Works for `span` and counts bytes.
     pub(crate) fn run(&mut self, span: Duration) -> io::Result<Tally> {
-        unbroken(self.0.run(span, None)?)
+        unbroken(self.0.run(span)?)
     }
 }
 
@@ -98,9 +108,20 @@ impl Load {
         Ok(Self { worker, live })
     }
 
-    fn run(&mut self, length: Duration, rate: Option<u32>) -> io::Result<Tally> {
-        let rate = rate.map(|rate| Rate { per_second: rate.into(), threads: 1, thread: 0 });
-        let tally = self.worker.run(Span { length, rate, spin: true }, &self.live)?;
+    fn run(&mut self, length: Duration) -> io::Result<Tally> {
+        let span = Span { length, rate: None, spin: false };
+        let tally = self.worker.run(span, &self.live)?;
+        Self::judge(tally)
+    }
+
+    fn run_at(&mut self, rate: u32, length: Duration, target: &mut ByHand) -> io::Result<Tally> {
+        let rate = Rate { per_second: rate.into(), threads: 1, thread: 0 };
+        let span = Span { length, rate: Some(rate), spin: true };
+        let tally = self.worker.run_beside(span, target, &self.live)?;
+        Self::judge(tally)
+    }
+
+    fn judge(tally: load::Tally) -> io::Result<Tally> {
         if host::interrupted() {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
         }

@@ -188,14 +188,18 @@ pub(crate) fn measure(
     if let Some((work, front)) = scenario.tls() {
         return over_tls(scenario, kind, (work, front), site, spans);
     }
-    let proxy = Proxy::start(kind, scenario.crew(), site)?;
+    let mut proxy = Proxy::start(kind, scenario.crew(), site)?;
     let to = proxy.address;
     match scenario {
-        Scenario::Rr | Scenario::RrTwo | Scenario::RrRate | Scenario::Big => {
+        Scenario::Rr | Scenario::RrTwo | Scenario::Big => {
             let reply = if scenario == Scenario::Big { BIG_REPLY } else { REQUEST_BYTES };
-            let rate = (scenario == Scenario::RrRate).then_some(REQUEST_RATE);
             let mut exchange = Exchange::open(to, CONNECTIONS, reply)?;
-            timed(scenario, &proxy, spans, |span| exchange.run(span, rate))
+            timed(scenario, &proxy, spans, |span| exchange.run(span))
+        }
+        Scenario::RrRate => {
+            let mut exchange = Exchange::open(to, CONNECTIONS, REQUEST_BYTES)?;
+            let mut target = proxy.target()?;
+            timed(scenario, &proxy, spans, |span| exchange.run_at(REQUEST_RATE, span, &mut target))
         }
         Scenario::Down | Scenario::DownTwo | Scenario::Up | Scenario::Both => {
             let ask = match scenario {
@@ -209,11 +213,12 @@ pub(crate) fn measure(
         }
         Scenario::Churn | Scenario::ChurnTwo => {
             let mut churn = Churn::new(to, CONNECTIONS)?;
-            timed(scenario, &proxy, spans, |span| churn.run(span, None))
+            timed(scenario, &proxy, spans, |span| churn.run(span))
         }
         Scenario::ChurnRate => {
             let mut churn = Churn::new(to, RATE_SLOTS)?;
-            timed(scenario, &proxy, spans, |span| churn.run(span, Some(CONNECTION_RATE)))
+            let mut target = proxy.target()?;
+            timed(scenario, &proxy, spans, |span| churn.run_at(CONNECTION_RATE, span, &mut target))
         }
         Scenario::Idle => idle(&proxy, site),
         Scenario::Calls => calls(&proxy, spans.work),
@@ -309,11 +314,11 @@ fn calls(proxy: &Proxy, span: Duration) -> anyhow::Result<Sample> {
         Ok(())
     };
     let mut one = Exchange::open(proxy.address, 1, REQUEST_BYTES)?;
-    count(Metric::CallsOne, &mut || one.run(span, None), 1.0)?;
+    count(Metric::CallsOne, &mut || one.run(span), 1.0)?;
     let mut many = Exchange::open(proxy.address, CONNECTIONS, REQUEST_BYTES)?;
-    count(Metric::CallsRr, &mut || many.run(span, None), 1.0)?;
+    count(Metric::CallsRr, &mut || many.run(span), 1.0)?;
     let mut churn = Churn::new(proxy.address, CONNECTIONS)?;
-    count(Metric::CallsChurn, &mut || churn.run(span, None), 1.0)?;
+    count(Metric::CallsChurn, &mut || churn.run(span), 1.0)?;
     let mut stream = Stream::open(proxy.address, STREAMS, Ask::Source)?;
     count(Metric::CallsDown, &mut || stream.run(span), 1e9)?;
     Ok(sample)

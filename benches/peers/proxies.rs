@@ -17,7 +17,7 @@ use crate::{
     configs::{self, Front, Setting},
     host::{self, Crew, Ground},
     load::{self, PATIENCE},
-    target::{Serves, Target},
+    target::{ByHand, Serves, Target},
 };
 
 /// Something to measure.
@@ -54,7 +54,8 @@ pub(crate) struct Proxy {
     /// Where the load goes.
     pub(crate) address: SocketAddr,
     process: Option<Process>,
-    _target: Target,
+    /// None once it was taken.
+    target: Option<Target>,
 }
 
 /// A running process; dropping it ends it.
@@ -173,7 +174,7 @@ impl Proxy {
         let mut ground = Ground::fresh();
         let target = Target::start(ground.address()?, serves, crew, site.cpus)?;
         let Some(program) = kind.program(site) else {
-            return Ok(Self { address: target.address, process: None, _target: target });
+            return Ok(Self { address: target.address, process: None, target: Some(target) });
         };
         let (workers, sessions, target_at) = (crew.workers(), site.sessions, target.address);
         let (listen, health) = (ground.address()?, ground.address()?);
@@ -188,7 +189,12 @@ impl Proxy {
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let mut process = Process::start(&mut command, dir, crew, site)?;
         process.wait_ready(kind, crew, (listen, health), answers)?;
-        Ok(Self { address: listen, process: Some(process), _target: target })
+        Ok(Self { address: listen, process: Some(process), target: Some(target) })
+    }
+
+    /// Its target, to be served by the load from now on.
+    pub(crate) fn target(&mut self) -> anyhow::Result<ByHand> {
+        self.target.take().context("the target was taken before")?.by_hand()
     }
 
     /// Its processes; empty when there is no proxy.

@@ -33,7 +33,7 @@ use crate::{
     load::{Exchange, REQUEST_BYTES, Tally},
     measure::{CONNECTIONS, Metric, REQUEST_RATE, Sample, Spans},
     proxies::{Kind, Process, Site},
-    target::{Serves, Target},
+    target::{ByHand, Serves, Target},
 };
 
 /// Swaps a second.
@@ -69,12 +69,13 @@ pub(crate) fn measure(kind: Kind, site: Site<'_>, spans: Spans) -> anyhow::Resul
     fs::write(&config, configs::twinspan_with_spare(&setting, kind == Kind::Twinspan, spare))?;
     let mut served = Served::start((&config, spare), dir, site)?;
     let mut exchange = Exchange::open(listen, CONNECTIONS, REQUEST_BYTES)?;
-    exchange.run(spans.warm, Some(REQUEST_RATE))?;
+    let mut target = target.by_hand()?;
+    exchange.run_at(REQUEST_RATE, spans.warm, &mut target)?;
     let (mut still, mut swapped) = (Part::default(), Part::default());
     for swap in [false, true, true, false] {
         let part = if swap { &mut swapped } else { &mut still };
         let from = served.tell(swap)?;
-        part.add(&mut exchange, &served.process.family, spans.work / 2)?;
+        part.add((&mut exchange, &mut target), &served.process.family, spans.work / 2)?;
         part.generations += served.tell(false)?.saturating_sub(from);
     }
     anyhow::ensure!(swapped.generations > 0, "no generation came of the changes");
@@ -96,14 +97,19 @@ struct Part {
 }
 
 impl Part {
-    fn add(&mut self, exchange: &mut Exchange, family: &[u32], span: Duration) -> anyhow::Result<()> {
+    fn add(
+        &mut self,
+        (exchange, target): (&mut Exchange, &mut ByHand),
+        family: &[u32],
+        span: Duration,
+    ) -> anyhow::Result<()> {
         let books = || {
             let all = account::cpu_of(family, |name| name != SWAPPER)?;
             let traffic = |name: &str| name.starts_with("worker-") || name.starts_with("slow-");
             anyhow::Ok((all, account::cpu_of(family, traffic)?))
         };
         let before = books()?;
-        let tally = exchange.run(span, Some(REQUEST_RATE))?;
+        let tally = exchange.run_at(REQUEST_RATE, span, target)?;
         let after = books()?;
         self.cpu += after.0.saturating_sub(before.0);
         self.traffic += after.1.saturating_sub(before.1);

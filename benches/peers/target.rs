@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::Context;
 use twinspan::lab::load::{self, TargetOptions};
 
-pub(crate) use load::{Ask, Serves};
+pub(crate) use load::{Ask, ByHand, Serves};
 
 use crate::host::{Cpus, Crew};
 
@@ -16,7 +16,7 @@ pub(crate) const REQUEST: usize = 128;
 /// The running thread; dropping it ends it.
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
-    _running: load::Target,
+    running: load::Target,
 }
 
 impl Target {
@@ -26,6 +26,11 @@ impl Target {
         cpus.go_to_load(crew)?;
         let running = load::Target::start(&TargetOptions { address, serves, threads: 1 })
             .with_context(|| format!("target cannot listen on {address}"))?;
-        Ok(Self { address: running.address(), _running: running })
+        Ok(Self { address: running.address(), running })
+    }
+
+    /// Ends its thread; the load serves in its place.
+    pub(crate) fn by_hand(self) -> anyhow::Result<ByHand> {
+        self.running.by_hand().context("the target has failed")
     }
 }

@@ -87,8 +87,8 @@ impl Work for Churn {
     }
 
     fn expire(&mut self, now: Instant, _: &Demand, tally: &mut Tally) {
-        self.lines.expire(now, |place| {
-            tally.failed(Failure::TimedOut);
+        self.lines.expire(now, |place, waited| {
+            tally.timed_out(waited);
             self.free.push_back(place);
         });
     }

@@ -1,11 +1,11 @@
 //! The loop that every kind of load runs in: start what is due, sleep until something happens, deal with it.
 
-use std::{io, time::Duration};
+use std::{io, thread, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    Live, Rate, Tally,
+    ByHand, Live, Rate, Tally,
     pace::Pace,
     poll::{Event, Poll},
     tally::Told,
@@ -37,6 +37,15 @@ pub(super) enum Demand {
     AtOnce,
     /// On a schedule.
     Paced(Pace),
+}
+
+/// What a loop does while nothing is due and nothing has come.
+pub(super) enum Pause<'a> {
+    Sleep,
+    /// Looks again, and lets others on this CPU have their turns.
+    Look,
+    /// Looks again, and serves the target meanwhile.
+    Serve(&'a mut ByHand),
 }
 
 /// A kind of load.
@@ -82,20 +91,30 @@ impl Demand {
 
 /// Makes the connections that the work keeps.
 pub(super) fn open(work: &mut impl Work, live: &Live) -> io::Result<Tally> {
-    drive(work, OPENING, Demand::Nothing, false, live)
+    drive(work, OPENING, Demand::Nothing, Pause::Sleep, live)
 }
 
 /// Works for a span.
-pub(super) fn run(work: &mut impl Work, span: Span, live: &Live) -> io::Result<Tally> {
+pub(super) fn run(
+    work: &mut impl Work,
+    span: Span,
+    target: Option<&mut ByHand>,
+    live: &Live,
+) -> io::Result<Tally> {
     let demand = span.rate.map_or(Demand::AtOnce, |rate| Demand::Paced(Pace::new(Instant::now(), rate)));
-    drive(work, span.length, demand, span.spin, live)
+    let pause = match target {
+        Some(target) => Pause::Serve(target),
+        None if span.spin && span.rate.is_some() => Pause::Look,
+        None => Pause::Sleep,
+    };
+    drive(work, span.length, demand, pause, live)
 }
 
 fn drive(
     work: &mut impl Work,
     length: Duration,
     mut demand: Demand,
-    spin: bool,
+    mut pause: Pause<'_>,
     live: &Live,
 ) -> io::Result<Tally> {
     let start = Instant::now();
@@ -120,10 +139,15 @@ fn drive(
         work.start(now, &mut demand, &mut tally);
         let wake = work.next(&demand).map_or(tick, |next| next.min(tick)).min(end);
         let timeout = wake.saturating_duration_since(now);
-        match demand {
-            Demand::Paced(_) if spin => work.poll().spin(&mut events, timeout)?,
-            Demand::Paced(_) => work.poll().wait_exactly(&mut events, timeout)?,
-            Demand::Nothing | Demand::AtOnce => work.poll().wait(&mut events, Some(timeout))?,
+        let poll = work.poll();
+        match (&mut pause, &demand) {
+            (Pause::Serve(target), _) => poll.spin(&mut events, timeout, || target.turn())?,
+            (Pause::Look, _) => poll.spin(&mut events, timeout, || {
+                thread::yield_now();
+                Ok(())
+            })?,
+            (Pause::Sleep, Demand::Paced(_)) => poll.wait_exactly(&mut events, timeout)?,
+            (Pause::Sleep, Demand::Nothing | Demand::AtOnce) => poll.wait(&mut events, Some(timeout))?,
         }
         for event in &events {
             work.turn(event, &demand, &mut tally);

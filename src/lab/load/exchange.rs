@@ -133,8 +133,8 @@ impl Work for Exchange {
     }
 
     fn expire(&mut self, now: Instant, _: &Demand, tally: &mut Tally) {
-        self.lines.expire(now, |place| {
-            tally.failed(Failure::TimedOut);
+        self.lines.expire(now, |place, waited| {
+            tally.timed_out(waited);
             self.resting.push_back((now + REST, place));
         });
     }

@@ -98,9 +98,9 @@ impl Work for Hold {
 
     fn expire(&mut self, now: Instant, _: &Demand, tally: &mut Tally) {
         let mut expired = Vec::new();
-        self.lines.expire(now, |place| expired.push(place));
-        for place in expired {
-            tally.failed(Failure::TimedOut);
+        self.lines.expire(now, |place, waited| expired.push((place, waited)));
+        for (place, waited) in expired {
+            tally.timed_out(waited);
             self.forget(place);
         }
     }

@@ -163,8 +163,9 @@ impl Lines {
         slot.busy = false;
     }
 
-    /// Closes lines that have waited too long, and tells which.
-    pub(super) fn expire(&mut self, now: Instant, mut expired: impl FnMut(usize)) {
+    /// Closes lines that have waited too long, and tells which, and how long after its intended start the unit was given up
+    /// that was under way there.
+    pub(super) fn expire(&mut self, now: Instant, mut expired: impl FnMut(usize, Option<Duration>)) {
         for place in 0..self.slots.len() {
             let Some(slot) = self.slots.get(place) else { return };
             let since = match (&slot.socket, slot.connected, slot.busy) {
@@ -173,8 +174,9 @@ impl Lines {
                 _ => continue,
             };
             if now.saturating_duration_since(since) > self.timeout {
+                let waited = slot.busy.then(|| now.saturating_duration_since(slot.due));
                 self.close(place);
-                expired(place);
+                expired(place, waited);
             }
         }
     }

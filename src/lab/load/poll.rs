@@ -38,6 +38,10 @@ impl Poll {
         Ok(epoll::modify(&self.epoll, source, epoll::EventData::new_u64(token as u64), flags)?)
     }
 
+    pub(super) fn delete(&self, source: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, source)?)
+    }
+
     /// Fills `events`; leaves it empty when `timeout` passes first. The kernel rounds it up to a millisecond.
     pub(super) fn wait(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
         let limit = timeout.map(timespec);
@@ -59,15 +63,20 @@ impl Poll {
     }
 
     /// The same as [`Poll::wait`] without sleeping: a virtual CPU that halts takes tens of microseconds to wake, and latencies would
-    /// show that in place of the proxy. Others on this CPU get their turns.
-    pub(super) fn spin(&self, events: &mut Vec<Event>, timeout: Duration) -> io::Result<()> {
+    /// show that in place of the proxy. Each time there is nothing, `meanwhile` has a turn.
+    pub(super) fn spin(
+        &self,
+        events: &mut Vec<Event>,
+        timeout: Duration,
+        mut meanwhile: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         let start = Instant::now();
         loop {
             self.wait(events, Some(Duration::ZERO))?;
             if !events.is_empty() || start.elapsed() >= timeout {
                 return Ok(());
             }
-            std::thread::yield_now();
+            meanwhile()?;
         }
     }
 }

@@ -101,6 +101,14 @@ impl Tally {
         self.latency.saturating_record(nanoseconds(time));
     }
 
+    /// Nothing came in time. A unit that was given up has waited at least until then: left out, the worst would be missing.
+    pub(super) fn timed_out(&mut self, waited: Option<Duration>) {
+        self.failed(Failure::TimedOut);
+        if let Some(waited) = waited {
+            self.waited(waited);
+        }
+    }
+
     pub(super) fn connected(&mut self, took: Duration) {
         self.connect.saturating_record(nanoseconds(took));
     }

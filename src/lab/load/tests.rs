@@ -94,6 +94,8 @@ fn wrong_bytes_and_silence_are_found_out() {
         let job = Job { timeout, ..job(sink.address(), kind(Script::echo(64))) };
         let tally = measure(&job, &course(1, None));
         assert!(tally.units == 0 && tally.failures.timed_out >= 6, "{kind:?}: {tally:?}");
+        // What was given up has waited.
+        assert!(tally.latency.len() >= 6 && tally.latency.min() >= 59_000_000, "{kind:?}: {tally:?}");
     }
 }
 
@@ -104,4 +106,26 @@ fn a_stop_is_heeded() {
     let job = job(echo.address(), Kind::Exchange(Script::echo(64)));
     let tally = run(&job, &course, &Live::new(|| true), |_| {}).unwrap();
     assert!(tally.elapsed < Duration::from_secs(60), "{tally:?}");
+}
+
+#[test]
+fn a_load_serves_its_target_by_hand() {
+    let threaded = target(Serves::Asked, 2);
+    let mut live = Vec::new();
+    for kind in [Kind::Exchange, Kind::Churn] {
+        let job = job(threaded.address(), kind(Script::reply(128, 200_000)));
+        let mut worker = Worker::new(&job, Share::ALL).unwrap();
+        worker.open(&Live::new(|| false)).unwrap();
+        live.push(worker);
+    }
+    let mut target = threaded.by_hand().unwrap();
+    let rate = Rate { per_second: 500, threads: 1, thread: 0 };
+    for mut worker in live {
+        for rate in [Some(rate), None] {
+            let span = Span { length: Duration::from_millis(100), rate, spin: true };
+            let spans = std::iter::repeat_with(|| worker.run_beside(span, &mut target, &Live::new(|| false)));
+            let tally = spans.take(50).map(Result::unwrap).find(|tally| tally.units > 0).unwrap();
+            assert_eq!(tally.failures, Failures::default());
+        }
+    }
 }

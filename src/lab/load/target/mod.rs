@@ -1,4 +1,5 @@
-//! Targets: threads that echo, swallow, send, or do what the first bytes of each connection ask for.
+//! Targets: threads that echo, swallow, send, or do what the first bytes of each connection ask for. Or nobody's threads: a
+//! load may serve its own target by hand.
 
 mod connection;
 
@@ -82,7 +83,13 @@ pub struct Served {
 pub struct Target {
     address: SocketAddr,
     stop: Arc<OwnedFd>,
-    threads: Vec<JoinHandle<io::Result<Served>>>,
+    threads: Vec<JoinHandle<io::Result<Server>>>,
+}
+
+/// A target without threads of its own: it serves when it is told to.
+pub struct ByHand {
+    servers: Vec<Server>,
+    events: Vec<Event>,
 }
 
 impl Target {
@@ -124,20 +131,44 @@ impl Target {
     /// # Errors
     /// What ended it before.
     pub fn finish(mut self) -> io::Result<Served> {
-        self.end()
-    }
-
-    fn end(&mut self) -> io::Result<Served> {
-        // Its level stays up, so that every thread sees it. Nothing can be wrong with the write.
-        rustix::io::write(&self.stop, &1_u64.to_ne_bytes())?;
         let mut all = Served::default();
-        for thread in self.threads.drain(..) {
-            let served = thread.join().map_err(|_| io::Error::other("a thread of the target panicked"))??;
+        for Server { desk: Desk { served, .. }, .. } in self.end()? {
             all.connections += served.connections;
             all.received += served.received;
             all.sent += served.sent;
         }
         Ok(all)
+    }
+
+    /// Ends its threads. Its listeners and connections stay, and are served by [`ByHand::turn`].
+    ///
+    /// # Errors
+    /// What ended it before.
+    pub fn by_hand(mut self) -> io::Result<ByHand> {
+        let servers = self.end()?;
+        servers.iter().try_for_each(|server| server.poll.delete(&self.stop))?;
+        Ok(ByHand { servers, events: Poll::room() })
+    }
+
+    fn end(&mut self) -> io::Result<Vec<Server>> {
+        // Its level stays up, so that every thread sees it. Nothing can be wrong with the write.
+        rustix::io::write(&self.stop, &1_u64.to_ne_bytes())?;
+        let join = |thread: JoinHandle<_>| {
+            thread.join().map_err(|_| io::Error::other("a thread of the target panicked"))?
+        };
+        self.threads.drain(..).map(join).collect()
+    }
+}
+
+impl ByHand {
+    /// Does what there is to do, and does not wait.
+    ///
+    /// # Errors
+    /// The kernel does not give events.
+    pub fn turn(&mut self) -> io::Result<()> {
+        self.servers
+            .iter_mut()
+            .try_for_each(|server| server.attend(&mut self.events, Some(Duration::ZERO)).map(drop))
     }
 }
 
@@ -172,22 +203,29 @@ impl Server {
         Ok(Self { serves, poll, listener, paused: None, _stop: stop, connections, free: Vec::new(), desk })
     }
 
-    fn serve(mut self) -> io::Result<Served> {
+    /// Serves until it is told to stop.
+    fn serve(mut self) -> io::Result<Self> {
         let mut events = Poll::room();
-        loop {
-            self.poll.wait(&mut events, self.paused.map(|until| until - Instant::now()))?;
-            for event in &events {
-                match token(event) {
-                    STOP => return Ok(self.desk.served),
-                    LISTENER => self.accept()?,
-                    place => self.turn(place, event),
-                }
-            }
-            if self.paused.is_some_and(|until| until <= Instant::now()) {
-                self.paused = None;
-                self.poll.modify(&self.listener, LISTENER, EventFlags::IN)?;
+        while self.attend(&mut events, self.paused.map(|until| until - Instant::now()))? {}
+        Ok(self)
+    }
+
+    /// Waits for events, so long at most, and deals with them; false when it is told to stop.
+    fn attend(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool> {
+        self.poll.wait(events, timeout)?;
+        let mut goes_on = true;
+        for event in &*events {
+            match token(event) {
+                STOP => goes_on = false,
+                LISTENER => self.accept()?,
+                place => self.turn(place, event),
             }
         }
+        if self.paused.is_some_and(|until| until <= Instant::now()) {
+            self.paused = None;
+            self.poll.modify(&self.listener, LISTENER, EventFlags::IN)?;
+        }
+        Ok(goes_on)
     }
 
     fn accept(&mut self) -> io::Result<()> {
