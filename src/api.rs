@@ -165,6 +165,9 @@ pub struct Pool {
     pub restraint: Restraint,
     /// Names that have not been resolved yet.
     pub unresolved: Vec<String>,
+    /// Names that do not resolve, and since when: what they resolved to before is kept.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failing: BTreeMap<String, String>,
     /// What the attempts of its sessions have come to.
     #[serde(default)]
     pub attempts: Attempts,

@@ -444,7 +444,7 @@ mod tests {
             requests: mpsc::channel(1).1,
             reports: Reports::new().1,
             health: Arc::new(Health::start(changes.clone(), |_| {}, 1)),
-            discovery: Arc::new(Discovery::start(changes)),
+            discovery: Arc::new(Discovery::start(changes, Arc::clone(&view.names))),
         };
         let mut of_one_pool = (*config()).clone();
         of_one_pool.pools.push(pool());

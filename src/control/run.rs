@@ -190,7 +190,7 @@ impl Control {
         let health =
             Health::start(changes.clone(), move |probe| observer.probes.observe(probe.took), rand::random());
         let health = Arc::new(health);
-        let discovery = Arc::new(Discovery::start(changes));
+        let discovery = Arc::new(Discovery::start(changes, Arc::clone(&view.names)));
         let doors = Doors {
             changes: inbox,
             requests: requested,

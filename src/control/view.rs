@@ -16,6 +16,7 @@ use super::{
     Journal,
     admin::Totals,
     certificates::Told,
+    discovery::Failing,
     health::Verdict,
     judged::{CloudView, Judged},
     verdicts::Taken,
@@ -36,6 +37,8 @@ pub struct View {
     pub overview: ArcSwap<Overview>,
     /// What happened.
     pub journal: Journal,
+    /// Names that do not resolve.
+    pub names: Arc<Failing>,
     /// When the process started.
     pub started: SystemTime,
     /// How long probes took.
@@ -205,6 +208,7 @@ impl View {
             shared,
             overview: ArcSwap::from_pointee(empty),
             journal: Journal::default(),
+            names: Arc::default(),
             started,
             probes: Histogram::default(),
             compiles: Histogram::default(),

@@ -2,7 +2,7 @@
 
 mod edge;
 #[cfg(test)]
-mod sample;
+pub(super) mod sample;
 pub(super) mod table;
 mod text;
 

@@ -112,6 +112,7 @@ fn failover_pool() -> Pool {
         shares: vec![CloudShare { cloud: "aws".into(), share: 1.0 }],
         restraint: limits(Restraint { out_percent: 25, ejected_percent: 25, ..Restraint::default() }),
         unresolved: Vec::new(),
+        failing: [("db.internal:5432".into(), "2026-11-22T10:00:00.000Z".into())].into(),
         attempts: Attempts {
             hedges: 1200,
             hedges_won: 1150,
@@ -144,6 +145,7 @@ fn weighted_pool() -> Pool {
             ..Restraint::default()
         }),
         unresolved: vec!["cache.internal:6379".into()],
+        failing: BTreeMap::new(),
         attempts: Attempts::default(),
         endpoints: Vec::new(),
     }
@@ -241,7 +243,7 @@ fn process() -> Process {
 }
 
 /// Three clouds, one of them down and one on its way back; a pool of each policy, one of them in trouble.
-pub(super) fn status() -> Status {
+pub(in crate::cli) fn status() -> Status {
     Status {
         process: process(),
         sessions: Sessions { active: 181, accepted: 1_234_999, panicked: 0, log_lines_dropped: 0 },

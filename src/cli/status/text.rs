@@ -181,6 +181,15 @@ fn pool_line(out: &mut String, pool: &Pool, colours: bool) {
         let mark = paint("? unresolved", Paint::Warning, colours);
         line(out, format_args!("  {mark}: {}", plain(&pool.unresolved.join(", "))));
     }
+    for (name, since) in &pool.failing {
+        let mark = paint("! not resolving", Paint::Warning, colours);
+        let kept = if pool.unresolved.contains(name) {
+            "it has no address yet"
+        } else {
+            "the last addresses are kept"
+        };
+        line(out, format_args!("  {mark}: {} since {}: {kept}", plain(name), second(since)));
+    }
 }
 
 /// Why probes remove nothing, if they do not; and what is out, if anything is.

@@ -171,8 +171,9 @@ pub(in crate::config) struct Pool {
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["address", "cloud"]))]
 pub(in crate::config) struct Endpoint {
-    /// `"10.0.0.1:5432"`, `"[2001:db8::1]:5432"` or `"db.example.com:5432"`. Of a name, every address is used; when
-    /// the resolver fails, the last known ones are kept.
+    /// `"10.0.0.1:5432"`, `"[2001:db8::1]:5432"` or `"db.example.com:5432"`. Of a name, every address is used. It
+    /// is looked up every 30 s, whatever its time to live, and a second after a failure; while the resolver fails, the last known
+    /// addresses are kept.
     #[schemars(extend("examples" = ["10.0.0.1:5432"]))]
     pub(in crate::config) address: Key<AddressText>,
 

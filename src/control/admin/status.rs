@@ -33,7 +33,11 @@ const EVENTS: usize = 20;
 pub(super) fn status(view: &View, sampler: &Sampler) -> Status {
     let overview = view.overview.load_full();
     let totals = view.totals.read(&overview);
-    let pools: Vec<Pool> = overview.pools.iter().map(|pool| self::pool(pool, sampler)).collect();
+    let pools: Vec<Pool> = overview
+        .pools
+        .iter()
+        .map(|pool| Pool { failing: failing(view, &overview, pool), ..self::pool(pool, sampler) })
+        .collect();
     let clouds =
         overview.config.clouds.iter().map(|cloud| self::cloud(cloud, &overview, &totals, &pools)).collect();
     Status {
@@ -201,9 +205,17 @@ fn pool(pool: &PoolView, sampler: &Sampler) -> Pool {
             .collect(),
         restraint: restraint(pool),
         unresolved: pool.unresolved.clone(),
+        failing: BTreeMap::new(),
         attempts: attempts(pool),
         endpoints: pool.endpoints.iter().map(|one| endpoint(one, sampler)).collect(),
     }
+}
+
+/// The names of a pool that do not resolve.
+fn failing(view: &View, overview: &Overview, pool: &PoolView) -> BTreeMap<String, String> {
+    let names = overview.config.pools.iter().filter(|known| known.name == pool.name);
+    let names = names.flat_map(|known| view.names.names(known));
+    names.filter_map(|(name, since)| Some((name, time(since?)))).collect()
 }
 
 fn restraint(pool: &PoolView) -> Restraint {

@@ -3,6 +3,7 @@
 //! Only an answer with addresses is ever passed on. A resolver that fails, hangs or says nothing leaves the last
 //! addresses as they are: health finds out which of them still answer.
 
+mod failing;
 mod naming;
 mod resolver;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
+pub use self::failing::Failing;
 pub(super) use self::resolver::usable;
 use self::{
     naming::{Naming, Wanted},
@@ -50,6 +52,7 @@ pub struct DiscoveryHandle {
     round: Round,
     changes: ChangeSender,
     resolver: Resolver,
+    failing: Arc<Failing>,
     runtime: Handle,
 }
 
@@ -70,20 +73,27 @@ struct Running {
 }
 
 impl Discovery {
-    /// Starts without names, with the system's resolver, on the runtime it is called on.
+    /// Starts without names, with the system's resolver, on the runtime it is called on. `failing` is kept up to date.
     ///
     /// The system's resolver works on threads that nobody can stop: shut the runtime down with a timeout, or the last
     /// lookup holds it up.
     #[must_use]
-    pub fn start(changes: ChangeSender) -> DiscoveryHandle {
-        DiscoveryHandle::new(changes, Resolver::system(), rand::random())
+    pub fn start(changes: ChangeSender, failing: Arc<Failing>) -> DiscoveryHandle {
+        DiscoveryHandle::new(changes, failing, Resolver::system(), rand::random())
     }
 }
 
 impl DiscoveryHandle {
-    fn new(changes: ChangeSender, resolver: Resolver, seed: u64) -> Self {
+    fn new(changes: ChangeSender, failing: Arc<Failing>, resolver: Resolver, seed: u64) -> Self {
         let names = Names { running: HashMap::new(), rng: SmallRng::seed_from_u64(seed), wishes: 0 };
-        Self { names: Mutex::new(names), round: Round::new(), changes, resolver, runtime: Handle::current() }
+        Self {
+            names: Mutex::new(names),
+            round: Round::new(),
+            changes,
+            resolver,
+            failing,
+            runtime: Handle::current(),
+        }
     }
 
     /// Says which names are wanted from now on. A name that was wanted before keeps its addresses and its rhythm; a pool
@@ -129,7 +139,9 @@ impl DiscoveryHandle {
     fn spawn(&self, (host, port): Host, wanted: Wanted, rng: SmallRng) -> Running {
         let (wanted, receiver) = watch::channel(wanted);
         let first: Option<Turnout> = Some(self.round.join());
-        let naming = Naming::new((host, port), receiver, self.changes.clone(), self.resolver.clone(), rng);
+        let failing = Arc::clone(&self.failing);
+        let naming =
+            Naming::new((host, port), receiver, self.changes.clone(), failing, self.resolver.clone(), rng);
         let task = AbortOnDropHandle::new(self.runtime.spawn(naming.run(first)));
         Running { wanted, task }
     }

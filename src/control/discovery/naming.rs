@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use super::{Host, resolver::Resolver};
+use super::{Failing, Host, resolver::Resolver};
 use crate::{
     control::{Change, ChangeSender, round::Turnout},
     ids::PoolName,
@@ -36,6 +36,7 @@ pub(super) struct Naming {
     port: u16,
     wanted: watch::Receiver<Wanted>,
     changes: ChangeSender,
+    failing: Arc<Failing>,
     resolver: Resolver,
     rng: SmallRng,
     /// The last answer.
@@ -44,6 +45,8 @@ pub(super) struct Naming {
     told: Wanted,
     /// Lookups in a row that failed or were late.
     failures: u32,
+    /// The last lookup failed or took too long.
+    doubtful: bool,
 }
 
 /// How a lookup ended.
@@ -61,11 +64,24 @@ impl Naming {
         (host, port): Host,
         wanted: watch::Receiver<Wanted>,
         changes: ChangeSender,
+        failing: Arc<Failing>,
         resolver: Resolver,
         rng: SmallRng,
     ) -> Self {
         let (addresses, told) = (Vec::new(), Wanted::new());
-        Self { host, port, wanted, changes, resolver, rng, addresses, told, failures: 0 }
+        Self {
+            host,
+            port,
+            wanted,
+            changes,
+            failing,
+            resolver,
+            rng,
+            addresses,
+            told,
+            failures: 0,
+            doubtful: false,
+        }
     }
 
     /// Runs until nobody wants to hear of it any more. `first` is dropped when it is known how the first lookup went.
@@ -100,13 +116,21 @@ impl Naming {
     async fn look(&mut self, first: &mut Option<Turnout>) -> Result<Lookup, Gone> {
         let deadline = Instant::now() + DEADLINE;
         let (host, resolver) = (Arc::clone(&self.host), self.resolver.clone());
-        let port = self.port;
-        let mut lookup = Box::pin(async move { ended(resolver.start(&host, port).await).await });
+        let (port, doubtful) = (self.port, self.doubtful);
+        let mut lookup = Box::pin(async move {
+            let lookup = resolver.start(&host, port, doubtful).await;
+            let start = Instant::now();
+            (ended(lookup).await, start.elapsed())
+        });
         let mut late = false;
         loop {
             tokio::select! {
                 biased;
-                answer = &mut lookup => return Ok(Lookup { answer, late }),
+                (answer, took) = &mut lookup => {
+                    // However long it had to wait for its turn.
+                    self.doubtful = answer.is_err() || took >= DEADLINE;
+                    return Ok(Lookup { answer, late });
+                }
                 () = sleep_until(deadline), if !late => {
                     late = true;
                     self.failed(&format!("no answer within {}", humantime::format_duration(DEADLINE)));
@@ -162,6 +186,7 @@ impl Naming {
     fn failed(&mut self, reason: &str) {
         self.failures = self.failures.saturating_add(1);
         if self.failures == 1 {
+            self.failing.failed(self.name());
             let kept = self.addresses.len();
             tracing::warn!(
                 pool = self.pools(),
@@ -174,6 +199,7 @@ impl Naming {
 
     fn recovered(&mut self, addresses: &[SocketAddr]) {
         if std::mem::take(&mut self.failures) > 0 {
+            self.failing.over(&self.name());
             let found = addresses.len();
             tracing::info!(
                 pool = self.pools(),
@@ -190,6 +216,12 @@ impl Naming {
     fn pools(&self) -> String {
         let wanted = self.wanted.borrow();
         wanted.keys().map(PoolName::as_str).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Drop for Naming {
+    fn drop(&mut self) {
+        self.failing.over(&self.name());
     }
 }
 

@@ -6,13 +6,17 @@ use std::{io, net::SocketAddr, pin::Pin, sync::Arc};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 /// Lookups under way, of all names together: as many threads may hang in a resolver that does not answer.
-const IN_FLIGHT: usize = 4;
+const IN_FLIGHT: usize = 32;
+
+/// The same of names whose last lookup failed or took too long: they wait for each other, and nobody waits for them.
+const DOUBTFUL_IN_FLIGHT: usize = 4;
 
 /// Asks for names, a few at a time.
 #[derive(Clone)]
 pub(super) struct Resolver {
     lookup: Arc<Lookup>,
     room: Arc<Semaphore>,
+    doubtful: Arc<Semaphore>,
 }
 
 /// How a name is looked up.
@@ -31,18 +35,22 @@ impl Resolver {
 
     /// One that asks `lookup`.
     pub(super) fn new(lookup: Arc<Lookup>) -> Self {
-        Self { lookup, room: Arc::new(Semaphore::new(IN_FLIGHT)) }
+        let room = Arc::new(Semaphore::new(IN_FLIGHT));
+        Self { lookup, room, doubtful: Arc::new(Semaphore::new(DOUBTFUL_IN_FLIGHT)) }
     }
 
     /// Waits for room and then looks up. From there on the lookup runs to its end, even if nobody waits for it any
-    /// more: a thread cannot be called back, and its room is not free before.
+    /// more: a thread cannot be called back, and its room is not free before. A name is doubtful if its last lookup failed or
+    /// took too long.
     pub(super) async fn start(
         &self,
         host: &Arc<str>,
         port: u16,
+        doubtful: bool,
     ) -> JoinHandle<Result<Vec<SocketAddr>, String>> {
-        // The semaphore is never closed.
-        let permit = Arc::clone(&self.room).acquire_owned().await;
+        // The semaphores are never closed.
+        let room = if doubtful { &self.doubtful } else { &self.room };
+        let permit = Arc::clone(room).acquire_owned().await;
         let lookup = (self.lookup)(Arc::clone(host), port);
         tokio::spawn(async move {
             let answer = lookup.await;
@@ -114,7 +122,7 @@ mod tests {
     #[tokio::test]
     async fn the_system_knows_localhost() {
         let resolver = Resolver::system();
-        let found = resolver.start(&"localhost".into(), 80).await.await.unwrap().unwrap();
+        let found = resolver.start(&"localhost".into(), 80, false).await.await.unwrap().unwrap();
         assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 80), "{found:?}");
     }
 }

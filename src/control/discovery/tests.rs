@@ -78,7 +78,7 @@ impl Bench {
             most: AtomicUsize::new(0),
         });
         let (changes, inbox) = mpsc::channel(64);
-        let discovery = DiscoveryHandle::new(changes, fake.resolver(), 7);
+        let discovery = DiscoveryHandle::new(changes, Arc::default(), fake.resolver(), 7);
         Self { fake, discovery, inbox }
     }
 
@@ -151,6 +151,29 @@ async fn failures_and_empty_answers_leave_the_last_addresses() {
     assert_eq!(bench.waiting(), [], "recovered with the addresses it had");
     bench.fake.answer(|_| quick(&[1, 2]));
     assert_eq!(bench.next().await, told("web", "a.test", &[1, 2]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_shown_as_failing_until_it_resolves_or_nobody_wants_it() {
+    let mut bench = Bench::new(|_| quick(&[1]));
+    let shown = Arc::clone(&bench.discovery.failing);
+    bench.discovery.set_names(vec![name("web", "a.test")]);
+    bench.next().await;
+    assert_eq!(shown.all(), [""; 0]);
+    bench.fake.answer(failing);
+    sleep(60 * SECOND).await;
+    assert_eq!(shown.all(), ["a.test:80"]);
+    bench.fake.answer(|_| quick(&[1]));
+    sleep(60 * SECOND).await;
+    assert_eq!(shown.all(), [""; 0]);
+
+    // One that never answers is failing, too.
+    bench.fake.answer(|_| (600 * SECOND, Ok(addresses(&[1]))));
+    sleep(60 * SECOND).await;
+    assert_eq!(shown.all(), ["a.test:80"]);
+    bench.discovery.set_names(Vec::new());
+    sleep(SECOND).await;
+    assert_eq!(shown.all(), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -239,7 +262,7 @@ async fn a_name_that_nobody_wants_is_forgotten() {
 #[tokio::test(start_paused = true)]
 async fn a_hanging_resolver_gets_few_lookups_and_one_for_each_name() {
     let bench = Bench::new(|_| (3600 * SECOND, Ok(addresses(&[1]))));
-    let names = || (0..20).map(|n| name("web", &format!("{n}.test"))).collect::<Vec<_>>();
+    let names = || (0..100).map(|n| name("web", &format!("{n}.test"))).collect::<Vec<_>>();
     for _ in 0..10 {
         bench.discovery.set_names(names());
         sleep(30 * SECOND).await;
@@ -247,8 +270,32 @@ async fn a_hanging_resolver_gets_few_lookups_and_one_for_each_name() {
         bench.discovery.set_names(Vec::new());
         sleep(SECOND).await;
     }
-    assert_eq!(bench.fake.most.load(SeqCst), 4);
-    assert_eq!(bench.fake.lookups.lock().unwrap().len(), 4);
+    assert_eq!(bench.fake.most.load(SeqCst), 32);
+    assert_eq!(bench.fake.lookups.lock().unwrap().len(), 32);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_nobody_answers_for_do_not_hold_up_those_that_are_answered() {
+    let mut bench = Bench::new(|host| match host {
+        "good.test" => quick(&[1]),
+        _ => (10 * SECOND, Err(io::Error::other("no answer"))),
+    });
+    let mut names: Vec<_> = (0..30).map(|n| name("dead", &format!("{n}.test"))).collect();
+    names.push(name("web", "good.test"));
+    let start = Instant::now();
+    bench.discovery.set_names(names.clone());
+    assert_eq!(bench.next().await, told("web", "good.test", &[1]));
+    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+    // A whole zone more of them.
+    names.extend((30..200).map(|n| name("dead", &format!("{n}.test"))));
+    bench.discovery.set_names(names);
+    sleep(100 * SECOND).await;
+    let known = bench.fake.times("good.test").len();
+    sleep(1000 * SECOND).await;
+    let times = bench.fake.times("good.test").split_off(known);
+    let late = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    assert!(late < 35 * SECOND, "{late:?} between two lookups");
+    assert!(bench.fake.most.load(SeqCst) <= 32 + 4);
 }
 
 #[tokio::test(start_paused = true)]

@@ -73,6 +73,7 @@ impl Collector for Scrape {
         edge::of_listeners(&mut page, &overview)?;
         edge::certificates(&mut page, &overview)?;
         pools(&mut page, view, &overview)?;
+        resolving(&mut page, view, &overview)?;
         judged::of_pools(&mut page, &overview)?;
         attempts::of_pools(&mut page, &overview)?;
         edge::of_pools(&mut page, &overview)?;
@@ -302,6 +303,20 @@ fn pools(page: &mut Page<'_>, view: &View, overview: &Overview) -> fmt::Result {
             let pool = failover.pool.as_str().to_owned().into();
             ([pool, failover.from.into(), failover.to.into()], count)
         }),
+    )
+}
+
+fn resolving(page: &mut Page<'_>, view: &View, overview: &Overview) -> fmt::Result {
+    let names = overview.config.pools.iter().flat_map(|pool| {
+        let names = view.names.names(pool).into_iter();
+        names.map(move |(name, since)| ([label(pool.name.as_str()), name.into()], flag(since.is_some())))
+    });
+    page.gauges(
+        "twinspan_name_failing",
+        "1 while a name of the pool does not resolve: the last lookup failed or took longer than 5 s. The addresses of \
+         the last good one are kept.",
+        ["pool", "name"],
+        names,
     )
 }
 

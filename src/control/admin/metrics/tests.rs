@@ -8,7 +8,11 @@ use std::{
 use super::*;
 use crate::control::{
     Failover,
-    admin::tests::{endpoint, overview, view},
+    admin::{
+        rates::Sampler,
+        status,
+        tests::{endpoint, overview, view},
+    },
 };
 
 /// A sample: its name, its labels, its value.
@@ -214,6 +218,24 @@ fn the_page_tells_of_handshakes_refusals_and_certificates() {
 }
 
 #[test]
+fn names_that_do_not_resolve_are_told() {
+    let text = "version = 1\ncloud.aws = {}\n[[pool]]\nname = \"db\"\nendpoint = [\
+        { address = \"a.test:1\", cloud = \"aws\" }, { address = \"b.test:2\", cloud = \"aws\" }, \
+        { address = \"10.0.0.1:3\", cloud = \"aws\" }]";
+    let view = view();
+    let config = Arc::new(crate::config::parse(text, "test").unwrap().config);
+    view.overview.store(Arc::new(Overview { config, ..overview(Vec::new()) }));
+    view.names.failed("b.test:2".into());
+    let shown = Shown(check(&page(&view).unwrap()));
+    let gauge = |name| shown.gauge("twinspan_name_failing", &[("pool", "db"), ("name", name)]);
+    assert_eq!((gauge("a.test:1"), gauge("b.test:2")), (0.0, 1.0));
+    assert_eq!(shown.0["twinspan_name_failing"].1.len(), 2, "no name, no line");
+    let status = status::status(&view, &Sampler::default());
+    let failing: Vec<_> = status.pools[0].failing.keys().collect();
+    assert_eq!(failing, ["b.test:2"]);
+}
+
+#[test]
 fn label_values_are_escaped() {
     let (view, nasty) = (view(), "a\"b\\c\nd} e=\"f");
     view.failed_over(Failover { pool: "db".into(), from: nasty.into(), to: "gcp".into() });
@@ -286,6 +308,10 @@ groups:
       - alert: TwinspanPoolDown
         expr: twinspan_pool_all_down == 1
         for: 1m
+      - alert: TwinspanNameFails
+        expr: twinspan_name_failing == 1
+        for: 5m
+        annotations: { summary: \"{{ $labels.name }} (pool {{ $labels.pool }}) does not resolve: its last addresses stay in use\" }
 ```
 ";
 
