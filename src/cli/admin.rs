@@ -1,7 +1,7 @@
 //! What the verbs that ask the admin API have in common: whom they ask, and how they say that it did not work.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, Write},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -13,8 +13,10 @@ use serde::de::DeserializeOwned;
 use super::{
     check::{BAD_CONFIG, USAGE},
     client::{self, Answer, AskError, Target},
+    status::table::plain,
     target::{Door, TargetError},
 };
+use crate::api::Status;
 
 /// Where the admin API listens if the config does not say.
 const DEFAULT: &str = "127.0.0.1:9797";
@@ -105,6 +107,23 @@ pub(super) async fn ask(target: &Target, method: Method, path: &str) -> Result<A
     Err(Failure::refused(target, &answer))
 }
 
+/// Says on standard error that the proxy has no such pool: for who has asked for something of it and got nothing.
+pub(super) async fn warn_of_unknown(pool: Option<&str>, target: &Target, talk: &mut impl Write) {
+    let Some(pool) = pool else { return };
+    // This is a help only: where the proxy does not say which pools it has, there is none.
+    let Ok(answer) = ask(target, Method::GET, "/api/v1/status").await else { return };
+    let Ok(status) = read::<Status>(target, &answer) else { return };
+    let known: Vec<_> = status.pools.iter().map(|known| known.name.as_str()).collect();
+    if !known.contains(&pool) {
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        drop(writeln!(
+            talk,
+            "{}",
+            plain(&format!("warning: the proxy has no pool {pool:?}; it has: {known}"))
+        ));
+    }
+}
+
 /// Reads what an answer says.
 pub(super) fn read<T: DeserializeOwned>(target: &Target, answer: &Answer) -> Result<T, Failure> {
     let foreign = |source| Failure::Foreign { target: target.clone(), source };
@@ -147,7 +166,33 @@ impl Failure {
 mod tests {
     use clap::Parser;
 
-    use super::*;
+    use super::{
+        super::{client::tests::server, status::sample},
+        *,
+    };
+
+    #[tokio::test]
+    async fn a_pool_that_the_proxy_does_not_have_is_told() {
+        for (pools, wish, wanted) in [
+            (&["db", "cache"][..], Some("dB"), "warning: the proxy has no pool \"dB\"; it has: db, cache\n"),
+            (&[], Some("a\nb"), "warning: the proxy has no pool \"a\\nb\"; it has: none\n"),
+            (&["db"], Some("db"), ""),
+            (&["db"], None, ""),
+        ] {
+            let mut status = sample::status();
+            status.pools.retain(|pool| pools.contains(&pool.name.as_str()));
+            let body = serde_json::to_string(&status).unwrap();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let (target, _asked) = server(head + &body).await;
+            let mut talk = Vec::new();
+            warn_of_unknown(wish, &target, &mut talk).await;
+            assert_eq!(String::from_utf8(talk).unwrap(), wanted, "{wish:?}");
+        }
+        let (target, _asked) = server("HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\n").await;
+        let mut talk = Vec::new();
+        warn_of_unknown(Some("db"), &target, &mut talk).await;
+        assert!(talk.is_empty(), "who does not know says nothing");
+    }
 
     #[derive(Parser)]
     struct Line {

@@ -110,6 +110,9 @@ async fn show(
     for worker in &listed.silent_workers {
         drop(writeln!(talk, "warning: worker {worker} did not answer: what it carries is missing"));
     }
+    if listed.total == 0 {
+        admin::warn_of_unknown(args.pool.as_deref(), target, talk).await;
+    }
     let shown = listed.sessions.len() as u64;
     if !args.json && shown < listed.total {
         drop(writeln!(talk, "the oldest {shown} of {}; --limit shows more", listed.total));

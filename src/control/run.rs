@@ -24,6 +24,7 @@ use crate::{
     config::{self, AdminBind, Config},
     net::{self, RefusedOption},
     state::{Phase, ReportReceiver, Shared},
+    telemetry,
 };
 
 /// How long the start waits for names to resolve and for the first probes. Sessions wait in the backlog meanwhile; an
@@ -47,7 +48,7 @@ pub enum StartError {
     #[error(transparent)]
     Listener(#[from] ReloadError),
     /// The admin or telemetry address.
-    #[error("cannot bind {address} ({what}): {}", net::bind_hint(.source))]
+    #[error("cannot bind {address} ({what}): {}", hint(.address, .source))]
     Address {
         /// `admin` or `telemetry`.
         what: &'static str,
@@ -59,6 +60,11 @@ pub enum StartError {
     /// A thread or a runtime.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+}
+
+/// What the kernel said of an address of ours, and how to mend it.
+fn hint(address: &str, error: &io::Error) -> String {
+    if address.starts_with("unix:") { telemetry::path_hint(error) } else { net::bind_hint(error) }
 }
 
 impl StartError {
@@ -385,5 +391,21 @@ mod tests {
         assert_eq!(start.elapsed().as_millis(), (second / 2 + hour + second).as_millis());
         stop.send_replace(Stop::Now);
         drain(stop.subscribe(), &view).await;
+    }
+
+    #[test]
+    fn what_a_unix_socket_needs_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("none/admin.sock");
+        let address = format!("unix:{}", path.display());
+        let error = optional("admin", address.clone(), true, admin::bind_unix(&path)).unwrap_err();
+        let wanted = format!("cannot bind {address} (admin): No such file or directory; make its directory");
+        assert_eq!(error.to_string(), wanted);
+        let said =
+            |source| StartError::Address { what: "admin", address: address.clone(), source }.to_string();
+        let denied = said(io::ErrorKind::PermissionDenied.into());
+        assert!(denied.ends_with("; let the user that twinspan runs as write there"), "{denied}");
+        let busy = said(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
+        assert!(busy.ends_with("(admin): another process answers there"), "{busy}");
     }
 }

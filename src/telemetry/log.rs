@@ -15,7 +15,10 @@ use std::{
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use super::LineFormat;
+use super::{
+    LineFormat,
+    whole::{Torn, Whole},
+};
 
 /// What a filter may name as a level.
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
@@ -60,7 +63,7 @@ pub enum FilterError {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// Its file cannot be opened.
-    #[error("cannot open the log file {} ([log] file): {}", .path.display(), hint(.reason))]
+    #[error("cannot open the log file {} ([log] file): {}", .path.display(), path_hint(.reason))]
     File {
         /// The file.
         path: PathBuf,
@@ -99,6 +102,7 @@ pub struct Logging {
     /// Reopens the file, for those who rotate it.
     pub reopen: Reopen,
     file: Option<PathBuf>,
+    torn: Torn,
     dropped: LogDropped,
     _guard: WorkerGuard,
 }
@@ -113,12 +117,14 @@ pub fn set_up(options: LogOptions) -> Result<Logging, LogError> {
         if on_terminal { LineFormat::Text } else { LineFormat::Json }
     });
     let reopen = Reopen::default();
+    let torn = Torn::default();
     let failed = Arc::new(AtomicU64::new(0));
+    let output = open(options.file.as_deref(), &reopen, &torn)?;
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(CAPACITY)
         .thread_name("log")
-        .finish(Counted { output: open(options.file.as_deref(), &reopen)?, failed: Arc::clone(&failed) });
+        .finish(Counted { output, failed: Arc::clone(&failed) });
     let dropped = LogDropped { queue: writer.error_counter(), failed };
     let filter = EnvFilter::new(&options.filter.0);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
@@ -129,7 +135,7 @@ pub fn set_up(options: LogOptions) -> Result<Logging, LogError> {
         }
     }
     .map_err(|error| LogError::Twice(error.to_string()))?;
-    Ok(Logging { format, reopen, file: options.file, dropped, _guard: guard })
+    Ok(Logging { format, reopen, file: options.file, torn, dropped, _guard: guard })
 }
 
 impl Logging {
@@ -138,7 +144,7 @@ impl Logging {
     /// # Errors
     /// The file cannot be opened.
     pub fn output(&self) -> Result<Box<dyn Write + Send>, LogError> {
-        open(self.file.as_deref(), &self.reopen)
+        open(self.file.as_deref(), &self.reopen, &self.torn)
     }
 
     /// A reader of how many event lines were dropped.
@@ -252,8 +258,9 @@ fn append(path: &Path) -> Result<File, LogError> {
     opened.map_err(|reason| LogError::File { path: path.to_owned(), reason })
 }
 
-/// What the kernel said, and what may help.
-fn hint(error: &io::Error) -> String {
+/// What the kernel said of a file or socket that was to be made, and what may help.
+#[must_use]
+pub fn path_hint(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     match error.kind() {
@@ -265,10 +272,10 @@ fn hint(error: &io::Error) -> String {
     }
 }
 
-fn open(file: Option<&Path>, reopen: &Reopen) -> Result<Box<dyn Write + Send>, LogError> {
+fn open(file: Option<&Path>, reopen: &Reopen, torn: &Torn) -> Result<Box<dyn Write + Send>, LogError> {
     match file {
-        None => Ok(Box::new(io::stderr())),
-        Some(path) => Ok(Box::new(LogFile::open(path, reopen)?)),
+        None => Ok(Box::new(Whole::new(io::stderr(), torn.clone()))),
+        Some(path) => Ok(Box::new(Whole::new(LogFile::open(path, reopen)?, torn.clone()))),
     }
 }
 
@@ -296,7 +303,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, moved) = (folder.path().join("log"), folder.path().join("log.1"));
         let reopen = Reopen::default();
-        let mut output = open(Some(&path), &reopen).unwrap();
+        let mut output = open(Some(&path), &reopen, &Torn::default()).unwrap();
         output.write_all(b"one\n").unwrap();
         std::fs::rename(&path, &moved).unwrap();
         output.write_all(b"two\n").unwrap();
@@ -308,7 +315,8 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_opened_is_named_with_what_to_do() {
-        let error = open(Some(Path::new("/nowhere/y.log")), &Reopen::default()).err().unwrap();
+        let error = open(Some(Path::new("/nowhere/y.log")), &Reopen::default(), &Torn::default());
+        let error = error.err().unwrap();
         assert_eq!(
             error.to_string(),
             "cannot open the log file /nowhere/y.log ([log] file): No such file or directory; make its directory"
@@ -324,7 +332,7 @@ mod tests {
         let events = folder.path().join("events");
         let subscriber = tracing_subscriber::fmt().with_writer(File::create(&events).unwrap()).finish();
         let reopen = Reopen::default();
-        let mut output = open(Some(&path), &reopen).unwrap();
+        let mut output = open(Some(&path), &reopen, &Torn::default()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             std::fs::rename(&inner, &moved).unwrap();
             reopen.reopen();

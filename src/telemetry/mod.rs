@@ -5,8 +5,9 @@ mod end;
 mod log;
 mod session_line;
 mod session_log;
+mod whole;
 
 pub use edge::Edge;
 pub use end::{Cause, End, Side, Stage};
-pub use log::{Filter, FilterError, LogDropped, LogError, LogOptions, Logging, Reopen, set_up};
+pub use log::{Filter, FilterError, LogDropped, LogError, LogOptions, Logging, Reopen, path_hint, set_up};
 pub use session_log::{LineFormat, SessionLines, SessionLog, SessionRecord, SessionWriter};

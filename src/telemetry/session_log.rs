@@ -3,7 +3,7 @@
 //! traffic never waits.
 
 use std::{
-    io::Write,
+    io::{ErrorKind, Write},
     mem,
     net::SocketAddr,
     sync::{
@@ -360,11 +360,27 @@ impl<W: Write> Writer<W> {
             return;
         }
         self.queue.waiting.fetch_sub(lines, Relaxed);
-        if self.output.write_all(self.text.as_bytes()).and_then(|()| self.output.flush()).is_err() {
-            self.queue.dropped.fetch_add(lines, Relaxed);
-        }
+        let rest = put(&mut self.output, self.text.as_bytes());
+        // A line that lacks but its end is no lost line: the next one ends it.
+        let lost = rest.iter().skip(1).filter(|byte| **byte == b'\n').count();
+        self.queue.dropped.fetch_add(lost as u64, Relaxed);
         self.text.clear();
     }
+}
+
+/// Writes as much as the output takes; what it does not.
+fn put<'a>(output: &mut impl Write, mut text: &'a [u8]) -> &'a [u8] {
+    while !text.is_empty() {
+        match output.write(text) {
+            Ok(0) => return text,
+            Ok(written) => text = text.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return text,
+        }
+    }
+    // Both outputs, a file and stderr, have nothing in a buffer of their own.
+    output.flush().unwrap_or_default();
+    text
 }
 
 #[cfg(test)]
@@ -372,7 +388,11 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::telemetry::{Cause, Side, Stage, session_line::tests::record};
+    use crate::telemetry::{
+        Cause, Side, Stage,
+        session_line::tests::record,
+        whole::{Torn, Whole},
+    };
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -411,6 +431,69 @@ mod tests {
         log.write(record(RESET));
         drop(writer);
         assert_eq!(log.dropped(), 1);
+    }
+
+    /// A disk that is full at times: takes so many bytes, refuses one write, and so on.
+    struct Disk(Vec<usize>, Sink);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let Some(room) = self.0.last_mut() else { return self.1.write(bytes) };
+            if *room == 0 {
+                self.0.pop();
+                return Err(ErrorKind::StorageFull.into());
+            }
+            let taken = bytes.len().min(*room);
+            *room -= taken;
+            self.1.write(&bytes[..taken])
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Three times three lines to a disk with this room for each time: what is written, and how many lines were lost.
+    fn thrice(mut room: Vec<usize>) -> (String, u64) {
+        room.reverse();
+        let sink = Sink::default();
+        let mut writer = Writer {
+            queue: Arc::new(Queue::new()),
+            format: LineFormat::Json,
+            output: Whole::new(Disk(room, sink.clone()), Torn::default()),
+            stop: Arc::default(),
+            records: Vec::new(),
+            others: [].into(),
+            text: String::new(),
+            clock: Clock::default(),
+        };
+        for _ in 0..3 {
+            writer.queue.waiting.store(3, Relaxed);
+            writer.text += "{\"a\":1}\n{\"b\":2}\n{\"c\":3}\n";
+            writer.output(3);
+        }
+        let written = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        (written, writer.queue.dropped.load(Relaxed))
+    }
+
+    #[test]
+    fn a_line_that_a_full_disk_tore_spoils_no_other() {
+        const THREE: &str = "{\"a\":1}\n{\"b\":2}\n{\"c\":3}\n";
+        for (room, before, lost) in [
+            // In the middle of the second line.
+            (vec![11], "{\"a\":1}\n{\"b\n".to_owned() + THREE + THREE, 2),
+            // The same, and the disk stays full; then it takes the newline alone.
+            (vec![11, 0], "{\"a\":1}\n{\"b\n".to_owned() + THREE, 5),
+            (vec![11, 1], "{\"a\":1}\n{\"b\n".to_owned() + THREE, 5),
+            // Between two lines: nothing is torn.
+            (vec![8], "{\"a\":1}\n".to_owned() + THREE + THREE, 2),
+            // All but the newline: the line is whole once that has come.
+            (vec![15], "{\"a\":1}\n{\"b\":2}\n".to_owned() + THREE + THREE, 1),
+            // Nothing at all.
+            (vec![0], THREE.to_owned() + THREE, 3),
+        ] {
+            assert_eq!(thrice(room.clone()), (before, lost), "{room:?}");
+        }
     }
 
     struct Stalled<W>(Receiver<()>, W);

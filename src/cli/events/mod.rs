@@ -87,6 +87,9 @@ async fn show(args: &EventsArgs, page: &mut Page<'_>) -> Result<(), Failure> {
 async fn list(target: &Target, args: &EventsArgs, page: &mut Page<'_>) -> Result<(), Failure> {
     let answer = admin::ask(target, Method::GET, &path(args)).await?;
     let events: Vec<serde_json::Value> = admin::read(target, &answer)?;
+    if events.is_empty() {
+        admin::warn_of_unknown(args.pool.as_deref(), target, &mut io::stderr()).await;
+    }
     for event in events {
         page.event(event).map_err(|error| error.failure(target))?;
     }
@@ -107,6 +110,7 @@ struct Place {
 }
 
 async fn follow(target: &Target, args: &EventsArgs, page: &mut Page<'_>) -> Result<(), Failure> {
+    admin::warn_of_unknown(args.pool.as_deref(), target, &mut io::stderr()).await;
     let mut place = Place::default();
     loop {
         let why = match stream(target, args, &mut place, page).await {

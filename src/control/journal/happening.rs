@@ -74,6 +74,41 @@ kinds! {
     Generation "generation" "A new snapshot is in force for another reason, such as a step of a slow start.",
 }
 
+impl Kind {
+    /// How much it matters, unless [`Kind::special`] has another word for what came of it.
+    const fn level(self) -> Level {
+        match self {
+            Self::Outage | Self::ReloadRefused => Level::Error,
+            Self::Ejection | Self::Freeze | Self::Failover | Self::MemoryShort => Level::Warn,
+            Self::Generation => Level::Debug,
+            Self::Verdict
+            | Self::Domain
+            | Self::Trial
+            | Self::Kept
+            | Self::Readmission
+            | Self::Recovery
+            | Self::Thaw
+            | Self::OutageOver
+            | Self::Certificate
+            | Self::Addresses
+            | Self::MemoryFree
+            | Self::Reload
+            | Self::Start
+            | Self::Drain
+            | Self::Stop => Level::Info,
+        }
+    }
+
+    /// What, come of it, matters otherwise than the kind.
+    const fn special(self) -> &'static [(&'static [&'static str], Level)] {
+        match self {
+            Self::Verdict | Self::Domain => &[(&["down"], Level::Warn)],
+            Self::Certificate => &[(&["kept"], Level::Error), (&["expiring", "invalid"], Level::Warn)],
+            _ => &[],
+        }
+    }
+}
+
 /// One thing that happened, before anybody says when: to whom, from what to what, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Happening {
@@ -152,32 +187,11 @@ impl Happening {
         self
     }
 
-    /// How much it matters: its kind says so, and for verdicts what they are.
+    /// How much it matters: its kind says so, or what came of it.
     #[must_use]
     pub fn level(&self) -> Level {
-        match self.kind {
-            Kind::Outage | Kind::ReloadRefused => Level::Error,
-            Kind::Certificate if self.after == "kept" => Level::Error,
-            Kind::Certificate if ["expiring", "invalid"].contains(&self.after.as_str()) => Level::Warn,
-            Kind::Ejection | Kind::Freeze | Kind::Failover | Kind::MemoryShort => Level::Warn,
-            Kind::Verdict | Kind::Domain if self.after == "down" => Level::Warn,
-            Kind::Generation => Level::Debug,
-            Kind::Verdict
-            | Kind::Domain
-            | Kind::Trial
-            | Kind::Kept
-            | Kind::Readmission
-            | Kind::Recovery
-            | Kind::Thaw
-            | Kind::OutageOver
-            | Kind::Certificate
-            | Kind::Addresses
-            | Kind::MemoryFree
-            | Kind::Reload
-            | Kind::Start
-            | Kind::Drain
-            | Kind::Stop => Level::Info,
-        }
+        let special = self.kind.special().iter().find(|(words, _)| words.contains(&self.after.as_str()));
+        special.map_or_else(|| self.kind.level(), |(_, level)| *level)
     }
 
     /// It in one sentence.
@@ -303,13 +317,14 @@ mod tests {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/events.md");
         let mut table = String::from("| kind | level | happens when |\n| --- | --- | --- |\n");
         for kind in Kind::ALL {
-            let level = Happening::new(*kind).level().as_str();
-            let down = Happening::new(*kind).change("up", "down").level().as_str();
-            let levels = if level == down {
-                format!("`{level}`")
-            } else {
-                format!("`{down}` for `down`, else `{level}`")
-            };
+            let mut levels: Vec<String> = Vec::new();
+            for (words, level) in kind.special() {
+                let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
+                levels.push(format!("`{}` for {}", level.as_str(), words.join(" or ")));
+            }
+            let usual = kind.level().as_str();
+            levels.push(if levels.is_empty() { format!("`{usual}`") } else { format!("else `{usual}`") });
+            let levels = levels.join(", ");
             table += &format!("| `{}` | {levels} | {} |\n", kind.as_str(), kind.about());
         }
         let found = std::fs::read_to_string(&path).unwrap();

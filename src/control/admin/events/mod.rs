@@ -56,6 +56,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
 
 /// The query, as it was written.
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     last: Option<String>,
     since_id: Option<String>,

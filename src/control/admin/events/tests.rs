@@ -229,6 +229,7 @@ async fn a_list_is_filtered_and_a_wrong_question_is_told() {
         ("since_id=a", "`since_id` must be the number of an event"),
         ("follow=perhaps", "`follow` must be true or false"),
         ("last=1&last=2", "duplicate"),
+        ("sinse=10m", "sinse"),
     ] {
         let answer = served.get(&format!("/api/v1/events?{query}")).await;
         assert_eq!(answer.status, 400, "{query}");
