@@ -291,6 +291,7 @@ fn seen(cell: &EndpointCell) -> Reading {
     let failed = cell.connect_failures().filter(|(cause, _)| !cause.is_ours());
     Reading {
         connected: cell.good(),
+        heard: cell.heard(),
         failed: failed.map(|(_, count)| count).sum(),
         overtaken,
         empty,

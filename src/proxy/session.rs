@@ -408,6 +408,9 @@ impl Books {
         let before = self.early.as_ref().map_or(0, |early| early.passed_on);
         let moved = Moved { to_upstream: moved.to_upstream + before, ..moved };
         if let Some(endpoint) = self.endpoint.as_ref().filter(|_| moved != self.moved) {
+            if self.moved.to_client == 0 && moved.to_client > 0 {
+                endpoint.cell.was_heard();
+            }
             endpoint
                 .cell
                 .moved(moved.to_upstream - self.moved.to_upstream, moved.to_client - self.moved.to_client);

@@ -75,6 +75,7 @@ struct EndpointLane {
     connect: Histogram,
     connect_failures: [AtomicU64; Cause::ALL.len()],
     good: AtomicU64,
+    heard: AtomicU64,
     overtaken: AtomicU64,
     empty: AtomicU64,
     mute: AtomicU64,
@@ -159,6 +160,18 @@ impl EndpointCell {
     /// Sessions that have shown that it serves.
     pub fn good(&self) -> u64 {
         self.lanes.sum(|lane| lane.good.load(Relaxed))
+    }
+
+    /// A session has had its first byte of it.
+    pub fn was_heard(&self) {
+        self.lanes.with(|lane| {
+            lane.heard.fetch_add(1, Relaxed);
+        });
+    }
+
+    /// Sessions that have had a byte of it.
+    pub fn heard(&self) -> u64 {
+        self.lanes.sum(|lane| lane.heard.load(Relaxed))
     }
 
     /// An attempt was still under way when one that began later, at another endpoint, connected.

@@ -610,6 +610,7 @@ impl<'a> World<'a> {
         if upstream.flows(self.now) {
             session.answered = true;
             upstream.answered = Some(self.now);
+            upstream.cell.as_ref().unwrap().was_heard();
             if session.connect.watches() {
                 upstream.cell.as_ref().unwrap().vouch();
             }

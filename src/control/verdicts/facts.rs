@@ -59,6 +59,8 @@ pub struct CloudFacts {
 pub struct Reading {
     /// Sessions that were connected.
     pub connected: u64,
+    /// Sessions that had their first byte of it.
+    pub heard: u64,
     /// Attempts that failed.
     pub failed: u64,
     /// Attempts that were still pending when another endpoint had connected.

@@ -38,6 +38,7 @@ const SLOW_TICKS: u8 = 3;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tick {
     pub(super) connected: u64,
+    pub(super) heard: u64,
     pub(super) failed: u64,
     pub(super) overtaken: u64,
     pub(super) empty: u64,
@@ -52,6 +53,7 @@ impl Tick {
         let before = if Self::begins_anew(before, after) { &none } else { before };
         Self {
             connected: after.connected.saturating_sub(before.connected),
+            heard: after.heard.saturating_sub(before.heard),
             failed: after.failed.saturating_sub(before.failed),
             overtaken: after.overtaken.saturating_sub(before.overtaken),
             empty: after.empty.saturating_sub(before.empty),
@@ -62,8 +64,9 @@ impl Tick {
 
     /// True if a counter of `after` is below that of `before`: it belongs to another cell.
     pub(super) fn begins_anew(before: &Reading, after: &Reading) -> bool {
-        let all =
-            |one: &Reading| [one.connected, one.failed, one.overtaken, one.empty, one.mute, one.to_client];
+        let all = |one: &Reading| {
+            [one.connected, one.heard, one.failed, one.overtaken, one.empty, one.mute, one.to_client]
+        };
         all(before).iter().zip(all(after)).any(|(before, after)| after < *before)
     }
 
@@ -341,9 +344,13 @@ impl Detector {
         }
     }
 
-    /// When a session went well, if one did. Bytes prove it at once, unless some sessions are silent just now: then they
-    /// may be those of another one, and only time tells.
+    /// When a session went well, if one did. A first byte proves it at once. Other bytes do too, unless some sessions are silent
+    /// just now: then they may be those of an older one, and only time tells.
     fn success(&mut self, tick: Tick, patience: Duration, now: Instant) -> Option<Instant> {
+        if tick.heard > 0 {
+            self.forget_pending(tick.heard);
+            return Some(now);
+        }
         let doubtful = self.last_silent.is_some_and(|at| now.duration_since(at) < WINDOW);
         if tick.bytes > 0 && !doubtful && !self.pending.is_empty() {
             self.pending.clear();

@@ -169,6 +169,32 @@ fn an_endpoint_that_accepts_and_stays_mute_is_ejected_even_at_one_session_a_seco
 }
 
 #[test]
+fn a_few_sessions_without_an_answer_among_many_with_one_eject_nobody() {
+    // Two of two hundred a second are closed without a word, as nonsense is.
+    let mut bed = Bed::new(4, 4, false);
+    for _ in 0..600 {
+        for number in [0, 1] {
+            bed.good(number, 20);
+            bed.bytes(number);
+        }
+        bed.tick();
+        bed.readings[0].connected += 1;
+        bed.readings[0].empty += 1;
+        bed.good(0, 5);
+        bed.pass(Duration::from_millis(400));
+    }
+    assert!(bed.is_in(0) && bed.findings.is_empty(), "{:?}", bed.findings);
+    // When all are, it is ejected as ever.
+    for _ in 0..5 {
+        bed.readings[0].connected += 1;
+        bed.readings[0].empty += 1;
+        bed.good(1, 1);
+        bed.tick();
+    }
+    assert!(!bed.is_in(0));
+}
+
+#[test]
 fn where_nobody_answers_silence_is_held_against_nobody() {
     let mut bed = Bed::new(4, 4, false);
     for _ in 0..60 {

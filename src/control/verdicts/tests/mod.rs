@@ -108,6 +108,7 @@ impl Bed {
 
     fn good(&mut self, number: usize, sessions: u64) {
         self.readings[number].connected += sessions;
+        self.readings[number].heard += sessions;
         self.readings[number].to_client += 100 * sessions;
     }
 
