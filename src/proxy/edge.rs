@@ -2,8 +2,6 @@
 
 use std::{os::fd::AsFd, sync::Arc};
 
-use tokio::io::Interest;
-
 use super::{
     connect::{self, Established},
     entry,
@@ -75,7 +73,7 @@ async fn carry<'w>(
     books: &mut Books,
     (pool, limits, owed): (&Pool, Arc<SessionLimits>, Vec<u8>),
 ) -> Carried {
-    let Ok(other) = sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
+    let Ok(other) = sys::readiness(upstream.as_fd(), sys::EVERYTHING) else {
         return Carried::Ended(connect::EXHAUSTED);
     };
     let below = Below { stream: &mut **secured, socket: client };
@@ -109,7 +107,7 @@ pub(super) async fn pass_on<'w>(
     (pool, limits, pace): (&Pool, Arc<SessionLimits>, Pace),
 ) -> Option<End> {
     net::set_nodelay(upstream);
-    let Ok(other) = sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
+    let Ok(other) = sys::readiness(upstream.as_fd(), sys::EVERYTHING) else {
         return Some(connect::EXHAUSTED);
     };
     let mut plain = Plain(client);

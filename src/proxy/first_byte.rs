@@ -202,8 +202,7 @@ async fn watch(
     head: &mut Head,
     rules: Rules,
 ) -> Result<Answer, End> {
-    let Ok(upstream) = sys::readiness(established.upstream.as_fd(), Interest::READABLE | Interest::WRITABLE)
-    else {
+    let Ok(upstream) = sys::readiness(established.upstream.as_fd(), sys::EVERYTHING) else {
         return Err(connect::EXHAUSTED);
     };
     let begun = Instant::now();

@@ -4,7 +4,7 @@
 
 use std::{future::Future, net::SocketAddr, os::fd::AsFd, sync::Arc, thread, time::Duration};
 
-use tokio::{io::Interest, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     connect::{self, Begun, Claim, Established},
@@ -56,7 +56,7 @@ async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, en
         }
         return books.close(end);
     }
-    let Ok(mut watched) = sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE) else {
+    let Ok(mut watched) = sys::readiness(client.as_fd(), sys::EVERYTHING) else {
         return books.close(End { side: Side::Proxy, stage: Stage::Accept, cause: Cause::Exhausted });
     };
     let (upstream, end) = loop {
@@ -86,7 +86,7 @@ async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, en
         }
         drop(pool);
         net::set_nodelay(&upstream);
-        let (end, lost) = match sys::readiness(upstream.as_fd(), Interest::READABLE | Interest::WRITABLE) {
+        let (end, lost) = match sys::readiness(upstream.as_fd(), sys::EVERYTHING) {
             Ok(other) => relay::relay(&watched, &other, limits, &mut books).await,
             Err(_) => (connect::EXHAUSTED, false),
         };
@@ -130,7 +130,7 @@ async fn enter(client: &Peer, books: &mut Books, entry: &Entry) -> Option<Over> 
 
 /// Watches the client anew: what was looked at raises no edge of its own, and a fresh registration does.
 fn watch(client: &Peer) -> Result<Watched<'_>, End> {
-    sys::readiness(client.as_fd(), Interest::READABLE | Interest::WRITABLE).map_err(|_| connect::EXHAUSTED)
+    sys::readiness(client.as_fd(), sys::EVERYTHING).map_err(|_| connect::EXHAUSTED)
 }
 
 /// Finds an endpoint that takes the session, and that answers where the pool asks for that.

@@ -12,5 +12,5 @@ pub use options::{
     fast_open, fixed_buffers, set_bind_address_no_port, set_fast_open, set_fast_open_connect,
     set_fixed_buffers,
 };
-pub use readiness::readiness;
+pub use readiness::{EVERYTHING, readiness};
 pub use tcp::{Progress, progress, unsent};

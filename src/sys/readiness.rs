@@ -5,6 +5,9 @@ use std::{io, os::fd::BorrowedFd};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// What a session wants to know of a connection.
+pub const EVERYTHING: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
+
 /// Registers a non-blocking descriptor with the runtime for as long as the borrow lasts.
 ///
 /// # Errors

@@ -33,6 +33,7 @@ mod sni;
 mod sockets;
 mod spares;
 mod spiffe;
+mod splice;
 mod stalled;
 mod storm;
 mod tls;

@@ -187,14 +187,19 @@ impl Flow {
                 }
                 Waiting::Pipe(pipe) => match sink.try_write(|| pipe.drain_to(sink)) {
                     Err(error) if is_passing(&error) => Ok(0),
+                    Err(error) if splice::is_refused(&error) || splice::is_short(&error) => {
+                        self.mode = if splice::is_refused(&error) { Mode::CopyOnly } else { Mode::Copy };
+                        let bytes = pipe.take_out().map_err(Broken::Sink)?;
+                        let pipe = std::mem::replace(waiting.as_mut(), Waiting::Tail { bytes, start: 0 });
+                        pipe.release();
+                        Ok(0)
+                    }
                     written => written,
                 },
             };
             self.moved += written.map_err(Broken::Sink)? as u64;
-            if let Some(done) = self.waiting.take_if(|waiting| waiting.is_over())
-                && let Waiting::Pipe(pipe) = *done
-            {
-                splice::give_back(pipe);
+            if let Some(done) = self.waiting.take_if(|waiting| waiting.is_over()) {
+                done.release();
             }
         }
         Ok(true)
@@ -227,6 +232,9 @@ impl Flow {
             if read == BUFFER && self.mode == Mode::Copy {
                 self.mode = Mode::Splice(0);
             }
+            // A read stops at an urgent mark, and what is behind it raises no edge; nor does what a full buffer had no room for
+            // where the driver knows of nothing.
+            self.poked = if read == BUFFER { poked } else { source.may_be_urgent() };
             Ok(read)
         })
     }
@@ -234,8 +242,8 @@ impl Flow {
     /// One splice from the source into an empty pipe. Returns the bytes taken.
     fn splice<S: Socket>(&mut self, source: &S, small: u8) -> Result<usize, Broken> {
         let Some(mut pipe) = splice::take() else {
-            // Descriptors or pipe memory ran out. Copying needs neither, and asking again each time would cost more.
-            self.mode = Mode::CopyOnly;
+            // Descriptors or pipe memory ran out. Copying needs neither.
+            self.mode = Mode::Copy;
             return Ok(0);
         };
         // The pipe is empty here, so "would block" can only mean that the socket is.
@@ -257,6 +265,7 @@ impl Flow {
             Ok(_) => self.mode = Mode::Copy,
             Err(ref error) if is_passing(error) => self.poked = source.may_be_urgent(),
             Err(ref error) if splice::is_refused(error) => self.mode = Mode::CopyOnly,
+            Err(ref error) if splice::is_short(error) => self.mode = Mode::Copy,
             Err(error) => return Err(Broken::Source(error)),
         }
         Ok(taken.unwrap_or_default())
@@ -268,6 +277,13 @@ impl Waiting {
         match self {
             Self::Tail { bytes, start } => *start >= bytes.len(),
             Self::Pipe(pipe) => pipe.held() == 0,
+        }
+    }
+
+    /// An empty pipe goes to the next who needs one.
+    fn release(self) {
+        if let Self::Pipe(pipe) = self {
+            splice::give_back(pipe);
         }
     }
 }

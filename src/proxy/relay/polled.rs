@@ -136,7 +136,8 @@ impl Socket for Polled<'_> {
     }
 
     fn may_be_urgent(&self) -> bool {
-        true
+        let mut nobody = Context::from_waker(Waker::noop());
+        pin!(self.socket.ready(Interest::PRIORITY)).poll(&mut nobody).is_ready()
     }
 
     fn try_read<T>(&self, anyway: bool, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {

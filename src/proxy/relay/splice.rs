@@ -5,12 +5,14 @@ use std::{
     cell::RefCell,
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
     io::Errno,
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
 };
+use tokio::time::Instant;
 
 use crate::proxy::accept;
 
@@ -22,11 +24,14 @@ const WANTED: usize = 512 * 1024;
 /// With less than this, copying is as good. An unprivileged user gets one page a pipe beyond `pipe-user-pages-soft`.
 const LEAST: usize = 64 * 1024;
 
+/// Time before a pipe is asked for again where none was to be had: asking costs more than copying.
+const SHORTAGE: Duration = Duration::from_millis(100);
+
 /// Empty pipes that a worker keeps.
 const KEPT: usize = 32;
 
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Pool { pipes: Vec::new(), unused: 0 }) };
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { pipes: Vec::new(), unused: 0, short: None }) };
 }
 
 /// A worker's store of empty pipes.
@@ -34,6 +39,8 @@ struct Pool {
     pipes: Vec<Pipe>,
     /// Pipes that nobody has wanted since the last trim.
     unused: usize,
+    /// Until when no new one is asked for, as none was to be had.
+    short: Option<Instant>,
 }
 
 /// A pipe that belongs to nobody else.
@@ -47,12 +54,19 @@ pub(super) struct Pipe {
 
 /// An empty pipe from the worker's store, or a new one. `None` when there is none to be had.
 pub(super) fn take() -> Option<Pipe> {
-    let kept = POOL.with_borrow_mut(|pool| {
-        let pipe = pool.pipes.pop();
+    POOL.with_borrow_mut(|pool| {
+        let kept = pool.pipes.pop();
         pool.unused = pool.unused.min(pool.pipes.len());
-        pipe
-    });
-    kept.or_else(|| Pipe::new().ok().flatten())
+        if kept.is_some() {
+            return kept;
+        }
+        if pool.short.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let fresh = Pipe::new().ok().flatten();
+        pool.short = fresh.is_none().then(|| Instant::now() + SHORTAGE);
+        fresh
+    })
 }
 
 /// Puts an empty pipe back for the next session. One that holds bytes is closed: they belong to a session that is over.
@@ -80,9 +94,16 @@ pub(in crate::proxy) fn keeps_pipes() -> bool {
     POOL.with_borrow(|pool| !pool.pipes.is_empty())
 }
 
-/// True when the kernel does not splice between such descriptors at all.
+/// True when the kernel does not splice between such descriptors at all. Where system calls are filtered, a forbidden one says
+/// that it is not permitted.
 pub(super) fn is_refused(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP))
+    let error = Errno::from_io_error(error);
+    matches!(error, Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS))
+}
+
+/// True when it would, and has no memory for it now.
+pub(super) fn is_short(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOMEM | Errno::NOBUFS))
 }
 
 impl Pipe {
@@ -109,6 +130,20 @@ impl Pipe {
         let taken = splice(source, None, &self.write, None, self.capacity, flags)?;
         self.held += taken;
         Ok(taken)
+    }
+
+    /// Takes everything out of the pipe, to be copied.
+    pub(super) fn take_out(&mut self) -> io::Result<Box<[u8]>> {
+        let mut bytes = vec![0; self.held];
+        let mut have = 0;
+        while let Some(room) = bytes.get_mut(have..).filter(|room| !room.is_empty()) {
+            match rustix::io::retry_on_intr(|| rustix::io::read(&self.read, &mut *room))? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => have += read,
+            }
+        }
+        self.held = 0;
+        Ok(bytes.into())
     }
 
     /// Gives to the socket what it takes.

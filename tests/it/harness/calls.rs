@@ -22,13 +22,23 @@ impl Calls {
     /// Counts the calls of all threads of this process from now on; `None`, with `test` reported as skipped, where that
     /// cannot be.
     pub(crate) async fn start(test: &str, pid: u32) -> Option<Self> {
+        Self::attach(test, pid, &[]).await
+    }
+
+    /// The same of one call, and has it fail as `failure` says: `splice:error=EPERM` (strace(1), `--inject`).
+    pub(crate) async fn inject(test: &str, pid: u32, failure: &str) -> Option<Self> {
+        let (name, _) = failure.split_once(':').expect("a call and how it fails");
+        Self::attach(test, pid, &[&format!("--trace={name}"), &format!("--inject={failure}")]).await
+    }
+
+    async fn attach(test: &str, pid: u32, more: &[&str]) -> Option<Self> {
         if let Some(reason) = missing(&["strace"]) {
             skip(test, &reason);
             return None;
         }
         let mut command = Command::new("strace");
-        command.args(["--follow-forks", "--summary-only", "--summary-columns=calls,name", "--attach"]);
-        command.arg(pid.to_string());
+        command.args(["--follow-forks", "--summary-only", "--summary-columns=calls,name"]);
+        command.args(more).args(["--attach", &pid.to_string()]);
         // Ends by SIGINT: what it traces goes on without it.
         let strace = Process::start(command).farewell(Signal::INT);
         let said = strace.line("its success or failure", |line| Some(line.to_owned())).await;

@@ -213,21 +213,34 @@ async fn small_messages_go_both_ways_without_delay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bytes_around_an_urgent_one_are_kept_in_order() {
-    let mut limits = LIMITS;
-    limits.user_timeout = Duration::from_millis(300);
-    let mut bed = bed(limits);
-    blocking(move || {
-        for _ in 0..10 {
-            bed.client.write_all(b"before").unwrap();
-            socket2::SockRef::from(&bed.client).send_out_of_band(b"!").unwrap();
-            bed.client.write_all(b"after").unwrap();
-            let mut got = [0; 11];
-            bed.upstream.read_exact(&mut got).unwrap();
-            assert_eq!(&got, b"beforeafter");
-        }
-    })
-    .await;
+async fn bytes_around_an_urgent_one_are_kept_in_order_and_do_not_wait() {
+    for (before, after) in [(6, 5), (100, 100_000), (20_000, 400_000), (100_000, 100_000)] {
+        let mut bed = bed(LIMITS);
+        blocking(move || {
+            let begun = Instant::now();
+            for round in 0..10 {
+                let (from, to) = match round % 2 {
+                    0 => (&mut bed.client, &mut bed.upstream),
+                    _ => (&mut bed.upstream, &mut bed.client),
+                };
+                let reader = to.try_clone().unwrap();
+                let read = thread::spawn(move || {
+                    let mut got = vec![0; before + after];
+                    (&reader).read_exact(&mut got).unwrap();
+                    got
+                });
+                from.write_all(&vec![b'b'; before]).unwrap();
+                socket2::SockRef::from(&*from).send_out_of_band(b"!").unwrap();
+                from.write_all(&vec![b'a'; after]).unwrap();
+                let got = read.join().unwrap();
+                assert!(got[..before].iter().all(|byte| *byte == b'b'), "{before} and {after}");
+                assert!(got[before..].iter().all(|byte| *byte == b'a'), "{before} and {after}");
+            }
+            // The next look at a silent session is after ten seconds.
+            assert!(begun.elapsed() < Duration::from_secs(8), "{before} and {after}: {:?}", begun.elapsed());
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

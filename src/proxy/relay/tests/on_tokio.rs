@@ -2,7 +2,7 @@
 
 use std::{io::Write, os::fd::AsFd, sync::Arc, thread, time::Duration};
 
-use tokio::{io::Interest, time::Instant};
+use tokio::time::Instant;
 
 use super::{Bed, LIMITS, books, bytes, inner, pair, reset};
 use crate::{
@@ -26,7 +26,7 @@ pub(super) fn bed(limits: SessionLimits) -> Bed {
     let relay = tokio::spawn(async move {
         let (mut books, ..) = books();
         let (client, upstream) = (inner(proxy_client), inner(proxy_upstream));
-        let both = Interest::READABLE | Interest::WRITABLE;
+        let both = sys::EVERYTHING;
         let (end, _) = {
             let client = sys::readiness(client.as_fd(), both).unwrap();
             let upstream = sys::readiness(upstream.as_fd(), both).unwrap();
