@@ -25,7 +25,7 @@ mod words;
 
 pub use access::Access;
 pub use admission::{Admission, Admitted, AtEntry, Limits, Refusal};
-pub use bandwidth::{Bandwidth, Bucket, Take};
+pub use bandwidth::{Bandwidth, Bucket, Take, Ticket};
 pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
 pub use cell::{EndpointCell, GroupCell, Queued, Room, WorkerCell};
 pub use entry::{Entry, Origination, ProxyIn, ProxyOut, Target, Termination, Towards};

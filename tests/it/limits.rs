@@ -8,7 +8,8 @@ use tokio::{
 };
 
 use crate::harness::{
-    Backend, Ending, Pattern, Place, Proxy, connect, eventually_within, read_out, silent_for, soon,
+    Backend, Ending, Pattern, Place, Proxy, Setup, connect, eventually_within, listener, pool, read_out,
+    silent_for, soon,
 };
 
 #[tokio::test]
@@ -114,4 +115,39 @@ async fn stalled_readers_cost_less_than_64_kib_of_memory_each_and_lose_nothing()
     for mut client in clients.drain(..4) {
         soon("a transfer that goes on", Pattern(5).receive_all(&mut client, BYTES)).await;
     }
+}
+
+#[tokio::test]
+async fn sessions_share_the_bandwidth_of_their_pool_and_who_waits_for_a_share_is_not_idle() {
+    const SESSIONS: usize = 30;
+    let place = Place::new();
+    let backend = Backend::serve(&place, |mut stream| async move {
+        // Until its client has enough.
+        while stream.write_all(&[7; 16 * 1024]).await.is_ok() {}
+    })
+    .await;
+    let address = place.free();
+    let tables = pool("p", "bandwidth = \"1MiB\"", &[("aws", backend.address)])
+        + &listener(address, "p", "idle_timeout = \"1s\"");
+    let proxy = Proxy::start(Setup::new(&place, tables)).await;
+    let before = proxy.lines();
+    let end = Instant::now() + Duration::from_secs(6);
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..SESSIONS {
+        let mut client = connect(address).await;
+        readers.spawn(async move {
+            let (mut got, mut room) = (0, [0; 4096]);
+            while let Ok(read) = tokio::time::timeout_at(end, client.read(&mut room)).await {
+                // An end would be an error, or 0 bytes.
+                got += read.ok().filter(|read| *read > 0)?;
+            }
+            Some((got, client))
+        });
+    }
+    let all: Vec<_> = readers.join_all().await;
+    let got: Vec<_> = all.iter().map(|one| one.as_ref().map_or(0, |(got, _)| *got)).collect();
+    assert!(all.iter().all(Option::is_some), "ended: {got:?}, {}", proxy.session_line(before).await);
+    let (fair, least) = (got.iter().sum::<usize>() / SESSIONS, *got.iter().min().unwrap());
+    assert!(least >= fair / 2 && got.iter().all(|got| *got <= fair * 2), "{got:?}");
+    assert!((100 * 1024..=250 * 1024).contains(&fair), "{fair}");
 }

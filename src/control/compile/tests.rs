@@ -8,7 +8,7 @@ use crate::{
     control::{Name, Notice, health::Verdict, verdicts::Opinion},
     ids::{EndpointKey, ListenerName},
     net::Bind,
-    state::{ListenerCell, Take, Termination},
+    state::{ListenerCell, Take, Termination, Ticket},
 };
 
 fn health() -> config::Health {
@@ -329,7 +329,11 @@ fn limits_are_kept_while_they_are_the_same_and_the_bucket_of_a_pool_always() {
     let entry = bed.snapshot.listeners[0].entry.clone().unwrap();
     assert!(!entry.access.admits("10.0.0.1".parse().unwrap()) && !entry.is_slow());
     assert!(Arc::ptr_eq(&shared, &bucket(&bed).unwrap()));
-    assert_eq!(shared.to_client.take(usize::MAX, bed.now), Take::Now(200_000), "at the new rate");
+    assert_eq!(
+        shared.to_client.take(usize::MAX, bed.now, &mut Ticket::default()),
+        Take::Now(200_000),
+        "at the new rate"
+    );
     let inside = first.admit("192.0.2.1".parse().unwrap(), bed.now).unwrap();
     bed.configure(with(Some(2), &[], None));
     assert!(!Arc::ptr_eq(&first, &limits(&bed)) && bucket(&bed).is_none());

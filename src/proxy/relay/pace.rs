@@ -4,37 +4,76 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::state::{Bandwidth, Bucket, Take};
+use crate::state::{Bandwidth, Bucket, Take, Ticket};
 
-/// The limits of a session, in both directions.
+/// The limits of a session, in both directions, if it has any.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct Pace {
+pub(in crate::proxy) struct Pace(Option<Box<Limits>>);
+
+/// Dropping them gives the places in the lines up.
+#[derive(Debug)]
+struct Limits {
     session: Option<Bandwidth>,
     pool: Option<Arc<Bandwidth>>,
+    to_upstream: Places,
+    to_client: Places,
+}
+
+/// The places of one direction.
+#[derive(Debug, Default)]
+struct Places {
+    session: Ticket,
+    pool: Ticket,
 }
 
 /// The limits in one direction.
-pub(super) struct Lane<'a>([Option<&'a Bucket>; 2]);
+pub(super) struct Lane<'a>(Option<Limited<'a>>);
+
+struct Limited<'a> {
+    session: Option<&'a Bucket>,
+    pool: Option<&'a Bucket>,
+    places: &'a mut Places,
+}
 
 impl Pace {
     /// At most `session` bytes a second in each direction, and what the pool has left.
     pub(in crate::proxy) fn new(session: Option<u64>, pool: Option<Arc<Bandwidth>>, now: Instant) -> Self {
-        Self { session: session.map(|rate| Bandwidth::new(rate, now)), pool }
+        if session.is_none() && pool.is_none() {
+            return Self(None);
+        }
+        let session = session.map(|rate| Bandwidth::new(rate, now));
+        let (to_upstream, to_client) = (Places::default(), Places::default());
+        Self(Some(Box::new(Limits { session, pool, to_upstream, to_client })))
     }
 
     /// True if bytes move as fast as they can.
     pub(in crate::proxy) const fn is_free(&self) -> bool {
-        self.session.is_none() && self.pool.is_none()
+        self.0.is_none()
     }
 
-    pub(super) fn to_upstream(&self) -> Lane<'_> {
-        let pool = self.pool.as_ref().map(|pool| &pool.to_upstream);
-        Lane([self.session.as_ref().map(|session| &session.to_upstream), pool])
+    pub(super) fn lane_to_upstream(&mut self) -> Lane<'_> {
+        Lane(self.0.as_deref_mut().map(|limits| Limited {
+            session: limits.session.as_ref().map(|session| &session.to_upstream),
+            pool: limits.pool.as_ref().map(|pool| &pool.to_upstream),
+            places: &mut limits.to_upstream,
+        }))
     }
 
-    pub(super) fn to_client(&self) -> Lane<'_> {
-        let pool = self.pool.as_ref().map(|pool| &pool.to_client);
-        Lane([self.session.as_ref().map(|session| &session.to_client), pool])
+    pub(super) fn lane_to_client(&mut self) -> Lane<'_> {
+        Lane(self.0.as_deref_mut().map(|limits| Limited {
+            session: limits.session.as_ref().map(|session| &session.to_client),
+            pool: limits.pool.as_ref().map(|pool| &pool.to_client),
+            places: &mut limits.to_client,
+        }))
+    }
+}
+
+impl Drop for Limits {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.to_upstream.leave(&mut self.to_upstream.pool);
+            pool.to_client.leave(&mut self.to_client.pool);
+        }
     }
 }
 
@@ -43,29 +82,31 @@ impl Lane<'_> {
     ///
     /// # Errors
     /// None before this time.
-    pub(super) fn take(&self, want: usize) -> Result<usize, Instant> {
-        let buckets = || self.0.iter().flatten();
-        if buckets().next().is_none() {
-            return Ok(want);
-        }
+    pub(super) fn take(&mut self, want: usize) -> Result<usize, Instant> {
+        let Some(Limited { session, pool, places }) = &mut self.0 else { return Ok(want) };
         let (now, mut room) = (Instant::now(), want);
-        for (place, bucket) in buckets().enumerate() {
-            let left = match bucket.take(room, now) {
-                Take::Now(left) => left,
-                Take::At(later) => {
-                    buckets().take(place).for_each(|earlier| earlier.give_back(room));
-                    return Err(later);
-                }
-            };
-            buckets().take(place).for_each(|earlier| earlier.give_back(room - left));
-            room = left;
+        if let Some(session) = session {
+            match session.take(room, now, &mut places.session) {
+                Take::Now(left) => room = left,
+                Take::At(later) => return Err(later),
+            }
         }
-        Ok(room)
+        let Some(pool) = pool else { return Ok(room) };
+        let (left, later) = match pool.take(room, now, &mut places.pool) {
+            Take::Now(left) => (left, None),
+            Take::At(later) => (0, Some(later)),
+        };
+        if let Some(session) = session {
+            session.give_back(room - left);
+        }
+        later.map_or(Ok(left), Err)
     }
 
     /// Gives back what was taken and not read.
     pub(super) fn give_back(&self, bytes: usize) {
-        self.0.iter().flatten().for_each(|bucket| bucket.give_back(bytes));
+        if let Some(Limited { session, pool, .. }) = &self.0 {
+            [session, pool].into_iter().flatten().for_each(|bucket| bucket.give_back(bytes));
+        }
     }
 }
 
@@ -77,8 +118,8 @@ mod tests {
     async fn the_slower_limit_holds_and_the_other_gets_back_what_it_gave() {
         let now = Instant::now();
         let pool = Arc::new(Bandwidth::new(1 << 30, now));
-        let pace = Pace::new(Some(1 << 20), Some(Arc::clone(&pool)), now);
-        let lane = pace.to_client();
+        let mut pace = Pace::new(Some(1 << 20), Some(Arc::clone(&pool)), now);
+        let mut lane = pace.lane_to_client();
         let mut taken = 0;
         let later = loop {
             match lane.take(1 << 20) {
@@ -90,16 +131,18 @@ mod tests {
         assert!((100_000..=110_000).contains(&taken), "{taken}");
         assert!(later > now);
         let mut left = 0;
-        // Less than a sixteenth of the burst is given only to who wants no more.
+        // Less than what 10 ms carry is given only to who wants no more.
         for want in [1 << 20, 64] {
-            while let Take::Now(bytes) = pool.to_client.take(want, now) {
+            let mut ticket = Ticket::default();
+            while let Take::Now(bytes) = pool.to_client.take(want, now, &mut ticket) {
                 left += bytes;
             }
+            pool.to_client.leave(&mut ticket);
         }
         let burst = (1 << 30) / 10;
         // Times are rounded to nanoseconds, in favour of the limit.
         assert!((burst - taken - 10_000..=burst - taken).contains(&left), "{left} of {burst}");
-        assert_eq!(pace.to_upstream().take(64), Ok(64), "the other direction is its own");
+        assert_eq!(pace.lane_to_upstream().take(64), Ok(64), "the other direction is its own");
         assert!(Pace::default().is_free() && !pace.is_free());
     }
 }

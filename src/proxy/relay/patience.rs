@@ -56,6 +56,11 @@ impl Patience {
         self.watch.moved(now, &self.limits);
     }
 
+    /// Nothing was read because nothing may flow: nobody is silent.
+    pub(super) fn held_back(&mut self, now: Instant) {
+        self.last_moved = now;
+    }
+
     /// This side has ended its direction. Only the first one counts.
     pub(super) fn ended(&mut self, side: Side, now: Instant) {
         if self.first_end.is_none() {

@@ -151,14 +151,14 @@ where
     fn poll(&mut self, context: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Result<End, End>> {
         loop {
             let before = self.moved();
-            let lane = self.pace.to_upstream();
-            let up = self.to_upstream.run(context, self.client.stream, self.upstream.stream, &lane);
+            let mut lane = self.pace.lane_to_upstream();
+            let up = self.to_upstream.run(context, self.client.stream, self.upstream.stream, &mut lane);
             let up = match up {
                 Ok(step) => step,
                 Err(broken) => return Poll::Ready(Err(dead(Side::Client, &broken))),
             };
-            let lane = self.pace.to_client();
-            let down = self.to_client.run(context, self.upstream.stream, self.client.stream, &lane);
+            let mut lane = self.pace.lane_to_client();
+            let down = self.to_client.run(context, self.upstream.stream, self.client.stream, &mut lane);
             let down = match down {
                 Ok(step) => step,
                 Err(broken) => return Poll::Ready(Err(dead(Side::Upstream, &broken))),
@@ -252,6 +252,9 @@ where
             return Some(end);
         }
         let Moved { to_upstream, to_client } = self.moved();
+        if self.to_upstream.paused.is_some() || self.to_client.paused.is_some() {
+            self.patience.held_back(now);
+        }
         let stalled = self.to_upstream.is_stalled() || self.to_client.is_stalled();
         let done = Done { moved: to_upstream + to_client, stalled };
         self.patience.expired(now, done, self.client.socket, self.upstream.socket)
@@ -265,10 +268,10 @@ impl Flow {
         context: &mut Context<'_>,
         source: &mut R,
         sink: &mut W,
-        lane: &Lane<'_>,
+        lane: &mut Lane<'_>,
     ) -> Result<Step, Broken>
     where
-        R: AsyncRead + Unpin,
+        R: AsyncRead + AsyncWrite + Unpin,
         W: AsyncWrite + Unpin,
     {
         for _ in 0..TURN {
@@ -293,10 +296,14 @@ impl Flow {
                 Poll::Ready(()) => {}
                 Poll::Pending => {
                     // Nothing follows for now: what the sink keeps is to go out.
-                    return match self.flush(context, sink) {
-                        Poll::Ready(Err(error)) => Err(Broken::Sink(error)),
-                        Poll::Ready(Ok(())) | Poll::Pending => Ok(Step::Waiting),
-                    };
+                    if let Poll::Ready(Err(error)) = self.flush(context, sink) {
+                        return Err(Broken::Sink(error));
+                    }
+                    // Reading may have left something to say to the source itself, such as an alert of TLS.
+                    if let Poll::Ready(Err(error)) = Pin::new(source).poll_flush(context) {
+                        return Err(Broken::Source(error));
+                    }
+                    return Ok(Step::Waiting);
                 }
             }
         }
@@ -309,7 +316,7 @@ impl Flow {
         context: &mut Context<'_>,
         source: &mut R,
         sink: &mut W,
-        lane: &Lane<'_>,
+        lane: &mut Lane<'_>,
     ) -> Result<Poll<()>, Broken>
     where
         R: AsyncRead + Unpin,

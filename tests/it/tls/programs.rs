@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, process::Stdio};
 
 use sha2::{Digest, Sha256};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     process::Command,
 };
 
@@ -85,6 +85,45 @@ async fn openssl_resumes_its_session_at_the_listener_that_gave_it() {
     // Without signature algorithms it is no hello of TLS 1.2 either.
     let said = s_client(own, &ca, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).await;
     assert!(said.contains("alert handshake failure") && !said.contains("well met"), "{said}");
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_another_handshake_is_told_at_once_that_there_is_none() {
+    if lacks("a_client_that_asks_for_another_handshake", &["openssl"]) {
+        return;
+    }
+    let place = Place::new();
+    let silent = Backend::serve(&place, |mut stream| async move {
+        // Until the end.
+        drop(stream.read_to_end(&mut Vec::new()).await);
+    })
+    .await;
+    let edge = Edge::new();
+    let (_proxy, [address]) = listeners(&place, &silent, [edge.ends_here("")]).await;
+    let address = address.to_string();
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-connect", &address, "-servername", NAME, "-msg", "-tls1_2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut until = async |wanted: &str| {
+        let found = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if line.starts_with(wanted) {
+                    return;
+                }
+            }
+            panic!("an end before {wanted}");
+        };
+        soon(wanted, found).await;
+    };
+    until("SSL handshake has read").await;
+    client.stdin.as_mut().unwrap().write_all(b"R\n").await.unwrap();
+    until("<<< TLS 1.2, Alert [length 0002], warning no_renegotiation").await;
 }
 
 /// A client that reads to the end and takes no end without `close_notify`.
