@@ -33,14 +33,17 @@ pub(super) const BATCH: u32 = 64;
 /// Descriptors kept for everything but sessions: the admin API must answer when nothing else can.
 const RESERVE: u64 = 32;
 
-/// More of them for each worker: its two epolls, bells and timer, and a few listeners.
-const RESERVE_PER_WORKER: u64 = 12;
+/// More of them for each worker: its two epolls, bells and timer.
+const RESERVE_PER_WORKER: u64 = 11;
 
 /// Descriptors that a session needs.
 const PER_SESSION: u64 = 2;
 
-/// The descriptors that sessions may have: the limit when it was last asked for, without the reserve.
+/// The limit of descriptors when it was last asked for, without the reserve.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Sockets that accept, of all workers.
+static SOCKETS: AtomicU64 = AtomicU64::new(0);
 
 /// While something has run out, every look at a queue would say so.
 static SHORTAGE: Seldom = Seldom::new();
@@ -57,6 +60,27 @@ pub(super) enum Taken {
     Short,
 }
 
+/// A socket that accepts has a descriptor that no session can have, until this is dropped.
+pub(super) struct Counted(());
+
+impl Counted {
+    pub(super) fn begin() -> Self {
+        SOCKETS.fetch_add(1, Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        SOCKETS.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The descriptors that sessions may have.
+fn limit() -> u64 {
+    LIMIT.load(Relaxed).saturating_sub(SOCKETS.load(Relaxed))
+}
+
 /// Takes note of the descriptor limit, which may change while the process runs.
 pub(super) fn renew_limit(workers: usize) {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -66,7 +90,7 @@ pub(super) fn renew_limit(workers: usize) {
 /// True for a descriptor that no pipe may have: the kernel gives the lowest that is free. The last quarter is for sessions that
 /// come after it; behind them is the reserve.
 pub(super) fn is_reserved(descriptor: impl AsFd) -> bool {
-    u64::try_from(descriptor.as_fd().as_raw_fd()).is_ok_and(|number| number >= LIMIT.load(Relaxed) / 4 * 3)
+    u64::try_from(descriptor.as_fd().as_raw_fd()).is_ok_and(|number| number >= limit() / 4 * 3)
 }
 
 /// Descriptors that sessions and spares hold.
@@ -76,23 +100,25 @@ fn taken(shared: &Shared) -> u64 {
 
 /// True while spares may be dialled: half of the descriptors are free.
 pub(super) fn is_roomy(shared: &Shared) -> bool {
-    taken(shared) < LIMIT.load(Relaxed) / 2
+    taken(shared) < limit() / 2
 }
 
 /// True when spares must give way: a quarter of the descriptors is left, which no session is to miss for them.
 pub(super) fn is_tight(shared: &Shared) -> bool {
-    taken(shared) >= LIMIT.load(Relaxed) / 4 * 3
+    taken(shared) >= limit() / 4 * 3
 }
 
 /// Descriptors that each worker may keep without a connection: a sixteenth for all of them.
 pub(super) fn used_most(workers: usize) -> usize {
-    let each = LIMIT.load(Relaxed) / 16 / workers.max(1) as u64;
+    let each = limit() / 16 / workers.max(1) as u64;
     usize::try_from(each).unwrap_or(usize::MAX)
 }
 
-/// Takes the next connection, unless the descriptors that are left are the reserve.
-pub(super) fn next(socket: impl AsFd, cell: &ListenerCell, shared: &Shared) -> Taken {
-    if taken(shared) >= LIMIT.load(Relaxed) {
+/// Takes the next connection, unless the descriptors that are left are the reserve. So many were taken before it that are no
+/// sessions yet, and other workers may have as many.
+pub(super) fn next(socket: impl AsFd, cell: &ListenerCell, shared: &Shared, fresh: usize) -> Taken {
+    let unseen = (fresh * shared.sockets.workers()) as u64;
+    if taken(shared) + unseen * PER_SESSION >= limit() {
         return short(cell, &Errno::MFILE.into());
     }
     take(socket, cell)

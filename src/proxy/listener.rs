@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::fd::AsFd,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use tokio::{
@@ -17,36 +17,70 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    accept::{self, BATCH, FLUSH, PAUSE, Taken},
+    accept::{self, BATCH, Counted, FLUSH, PAUSE, Taken},
     admit,
+    engine::Handovers,
     peer::Peer,
     seats::Seats,
-    session::{self, Books},
+    session::{self, Books, Handover},
+    spread::Spread,
 };
 use crate::{
-    state::{ListenerCell, Shared},
+    state::{ListenerCell, Shared, SlowSession},
     sys,
 };
+
+/// Who may carry what is accepted: this worker's tokio half, or another's.
+pub(super) struct Takers {
+    pub(super) number: usize,
+    pub(super) seats: Arc<Seats>,
+    /// Where every worker takes sessions.
+    pub(super) crew: Arc<[Arc<Handovers>]>,
+    pub(super) spread: Spread,
+}
+
+impl Takers {
+    /// Carries a session, or has a worker carry it that has less to do.
+    fn give(&mut self, client: Peer, books: Books) {
+        let shared = Arc::clone(&books.shared);
+        // What is on its way counts there already.
+        let lighter = self.spread.lighter(&shared.workers, |_| 0);
+        match lighter.and_then(|other| Some((other, self.crew.get(other)?))) {
+            Some((other, handovers)) => {
+                let slow = SlowSession::begin(&shared, other);
+                handovers.put(Handover { client, books, begun: None, slow });
+                if let Some(cell) = shared.workers.get(self.number) {
+                    cell.passed_on.fetch_add(1, Relaxed);
+                }
+            }
+            None => {
+                let slow = SlowSession::begin(&shared, self.number);
+                self.seats.spawn(books, slow, |books| session::serve(client, books));
+            }
+        }
+    }
+}
 
 /// Accepts until `stop`, then takes what still waits in the queue, so that nobody whose handshake was done is refused.
 pub(super) async fn accept(
     socket: Arc<TcpListener>,
     cell: Arc<ListenerCell>,
     shared: Arc<Shared>,
-    seats: Arc<Seats>,
+    mut takers: Takers,
     stop: CancellationToken,
 ) {
-    let begin = |client, address| {
+    let _counts = Counted::begin();
+    let mut begin = |client, address| {
         let mut books = Books::open(address, Arc::clone(&cell), Arc::clone(&shared));
         if let Err(end) = admit::come_in(&mut books) {
             return books.close(end);
         }
-        seats.spawn(books, |books| session::serve(client, books));
+        takers.give(client, books);
     };
-    if let Err(error) = until_stop(&socket, &cell, &shared, &begin, &stop).await {
+    if let Err(error) = until_stop(&socket, &cell, &shared, &mut begin, &stop).await {
         tracing::error!(listener = %cell.name, %error, "cannot accept on a bound socket");
     }
-    flush(&socket, &cell, &begin).await;
+    flush(&socket, &cell, &mut begin).await;
     drop(socket);
     shared.sessions.finish_accepting();
 }
@@ -55,7 +89,7 @@ async fn until_stop(
     socket: &TcpListener,
     cell: &ListenerCell,
     shared: &Shared,
-    begin: &impl Fn(Peer, SocketAddr),
+    begin: &mut impl FnMut(Peer, SocketAddr),
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let readiness = sys::readiness(socket.as_fd(), Interest::READABLE)?;
@@ -67,7 +101,7 @@ async fn until_stop(
             ready = readiness.readable() => ready?,
         };
         for _ in 0..BATCH {
-            match accept::next(socket, cell, shared) {
+            match accept::next(socket, cell, shared, 0) {
                 Taken::Client(client, address) => begin(client, address),
                 Taken::Nothing => {
                     ready.clear_ready();
@@ -85,7 +119,7 @@ async fn until_stop(
 }
 
 /// Takes everything that waits in the queue, for as long as [`FLUSH`] allows.
-async fn flush(socket: &TcpListener, cell: &ListenerCell, begin: &impl Fn(Peer, SocketAddr)) {
+async fn flush(socket: &TcpListener, cell: &ListenerCell, begin: &mut impl FnMut(Peer, SocketAddr)) {
     let give_up = Instant::now() + FLUSH;
     let mut taken: u32 = 0;
     loop {

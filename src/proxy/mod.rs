@@ -20,6 +20,7 @@ mod route;
 mod seats;
 mod seldom;
 mod session;
+mod spread;
 mod towards;
 mod worker;
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     ids::SessionHandle,
-    state::{Census, Kill, LiveSession, Traits},
+    state::{Census, Kill, LiveSession, SlowSession, Traits},
     telemetry::Stage,
 };
 
@@ -39,6 +39,8 @@ struct Taken {
 pub(super) struct Seat {
     seats: Arc<Seats>,
     token: Token,
+    /// It counts for the worker; nothing once that has been taken elsewhere.
+    slow: Option<SlowSession>,
 }
 
 impl Seats {
@@ -48,15 +50,19 @@ impl Seats {
     }
 
     /// Has tokio carry a session. Its first poll comes after this call, as this thread runs it.
-    pub(super) fn spawn<F>(self: &Arc<Self>, mut books: Books, story: impl FnOnce(Books) -> F)
-    where
+    pub(super) fn spawn<F>(
+        self: &Arc<Self>,
+        mut books: Books,
+        slow: SlowSession,
+        story: impl FnOnce(Books) -> F,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let unknown = SessionHandle { worker: self.worker, slow: true, slot: 0, generation: 0 };
         let taken = Taken { session: books.tell(unknown), task: None, killed: false };
         // Without a seat, where there are 2^30, it is carried all the same.
         let token = self.lock().insert(Box::new(taken)).ok();
-        books.seat = token.map(|token| Box::new(Seat { seats: Arc::clone(self), token }));
+        books.seat = token.map(|token| Box::new(Seat { seats: Arc::clone(self), token, slow: Some(slow) }));
         // A panic ends this task alone; its books close on unwinding.
         let task = tokio::spawn(story(books));
         if let Some(token) = token
@@ -109,6 +115,11 @@ impl Seats {
 }
 
 impl Seat {
+    /// Frees the seat. The session counts on for as long as the caller says.
+    pub(super) fn leave(mut self) -> Option<SlowSession> {
+        self.slow.take()
+    }
+
     /// More is known of the session.
     pub(super) fn show(&self, books: &Books) {
         let session = books.tell(self.seats.handle(self.token));

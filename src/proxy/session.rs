@@ -20,7 +20,7 @@ use super::{
 use crate::{
     ids::{EndpointIdentity, Generation, PoolName},
     net,
-    state::{Admitted, Endpoint, Entry, ListenerCell, SessionLimits, Shared, Told},
+    state::{Admitted, Endpoint, Entry, ListenerCell, SessionLimits, Shared, SlowSession, Told},
     sys,
     telemetry::{Cause, End, SessionRecord, Side, Stage},
 };
@@ -40,11 +40,18 @@ pub(super) struct Handover {
     pub(super) books: Books,
     /// The first attempt, failed or late; none where there was no place for it.
     pub(super) begun: Option<Begun>,
+    /// It counts for the worker that is to go on with it.
+    pub(super) slow: SlowSession,
 }
 
 /// Goes on with a session of the engine's, and gives the established pair back.
-pub(super) fn resume(handover: Handover, engine: Arc<Mailbox>) -> impl Future<Output = ()> + Send {
-    story(handover.client, handover.books, handover.begun.map(Box::new), Some(engine))
+pub(super) fn resume(
+    client: Peer,
+    books: Books,
+    begun: Option<Begun>,
+    engine: Arc<Mailbox>,
+) -> impl Future<Output = ()> + Send {
+    story(client, books, begun.map(Box::new), Some(engine))
 }
 
 async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, engine: Option<Arc<Mailbox>>) {

@@ -13,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     accept,
     engine::{Command, Engine, Handovers, Mailbox},
-    listener, relay,
+    listener::{self, Takers},
+    relay,
     seats::Seats,
-    session,
+    session::{self, Handover},
+    spread::Spread,
 };
 use crate::{
     ids::Generation,
@@ -44,6 +46,14 @@ pub struct Worker {
     threads: Vec<thread::JoinHandle<()>>,
 }
 
+/// Where every worker takes sessions from others.
+struct Crew {
+    /// The engines' inboxes, if there are engines.
+    engines: Arc<[Arc<Mailbox>]>,
+    /// Those of the tokio halves.
+    slow: Arc<[Arc<Handovers>]>,
+}
+
 impl Worker {
     /// Starts as many workers as there are queues of commands, each on a CPU of its own if `pin` says so, or if there are
     /// as many CPUs. They end when the process's phase is
@@ -61,7 +71,8 @@ impl Worker {
             Carrier::Engine => commands.iter().map(|_| Mailbox::new().map(Arc::new)).collect(),
             Carrier::Tokio => Ok(Vec::new()),
         };
-        let crew: Arc<[Arc<Mailbox>]> = mailboxes?.into();
+        let crew =
+            Crew { engines: mailboxes?.into(), slow: commands.iter().map(|_| Arc::default()).collect() };
         let mut cpus = cpus_for(commands.len(), pin).into_iter();
         let start = |(number, commands)| Self::start((number, cpus.next()), shared, &crew, commands);
         commands.into_iter().enumerate().map(start).collect()
@@ -70,15 +81,16 @@ impl Worker {
     fn start(
         (number, cpu): (usize, Option<usize>),
         shared: &Arc<Shared>,
-        crew: &Arc<[Arc<Mailbox>]>,
+        crew: &Crew,
         commands: mpsc::Receiver<SocketCommand>,
     ) -> io::Result<Self> {
         let mut threads = Vec::new();
-        let handovers = Arc::new(Handovers::default());
-        let mailbox = crew.get(number).map(Arc::clone);
+        let handovers = crew.slow.get(number).map(Arc::clone).unwrap_or_default();
+        let mailbox = crew.engines.get(number).map(Arc::clone);
         let mut name = format!("worker-{number}");
         if mailbox.is_some() {
-            let engine = Engine::new(number, Arc::clone(shared), Arc::clone(crew), Arc::clone(&handovers))?;
+            let engine =
+                Engine::new(number, Arc::clone(shared), Arc::clone(&crew.engines), Arc::clone(&handovers))?;
             threads.push(thread::Builder::new().name(name).spawn(move || {
                 settle(number, cpu);
                 engine.run();
@@ -90,6 +102,7 @@ impl Worker {
             shared: Arc::clone(shared),
             mailbox,
             handovers,
+            crew: Arc::clone(&crew.slow),
             seats: Seats::new(number),
             open: Vec::new(),
             most: 0,
@@ -145,6 +158,8 @@ struct TokioHalf {
     shared: Arc<Shared>,
     mailbox: Option<Arc<Mailbox>>,
     handovers: Arc<Handovers>,
+    /// Where every worker's tokio half takes sessions; this one's at `number`.
+    crew: Arc<[Arc<Handovers>]>,
     /// The sessions it carries.
     seats: Arc<Seats>,
     /// Listeners that are accepted on here.
@@ -196,12 +211,14 @@ impl TokioHalf {
         }
     }
 
-    fn resume(&self, handover: session::Handover) {
-        if let Some(mailbox) = &self.mailbox {
-            let session::Handover { client, books, begun } = handover;
-            let resume =
-                |books| session::resume(session::Handover { client, books, begun }, Arc::clone(mailbox));
-            self.seats.spawn(books, resume);
+    fn resume(&self, handover: Handover) {
+        let Handover { client, books, begun, slow } = handover;
+        match &self.mailbox {
+            Some(engine) => self
+                .seats
+                .spawn(books, slow, |books| session::resume(client, books, begun, Arc::clone(engine))),
+            // Another worker has accepted it.
+            None => self.seats.spawn(books, slow, |books| session::serve(client, books)),
         }
     }
 
@@ -267,15 +284,68 @@ impl TokioHalf {
             return self.shared.sessions.finish_accepting();
         }
         let (socket, stop) = (Arc::new(socket), CancellationToken::new());
-        let seats = Arc::clone(&self.seats);
+        let takers = Takers {
+            number: self.number,
+            seats: Arc::clone(&self.seats),
+            crew: Arc::clone(&self.crew),
+            spread: Spread::new(self.number),
+        };
         let accepting = listener::accept(
             Arc::clone(&socket),
             Arc::clone(&cell),
             Arc::clone(&self.shared),
-            seats,
+            takers,
             stop.clone(),
         );
         drop(tokio::spawn(accepting));
         self.open.push(Open { cell, socket, stop });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The CPUs that this thread may use.
+    fn allowed() -> Vec<usize> {
+        let set = sched_getaffinity(None).unwrap();
+        (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
+    }
+
+    /// Runs it on a thread of its own, whose CPUs are nobody else's.
+    fn apart(story: impl FnOnce() + Send + 'static) {
+        thread::spawn(story).join().unwrap();
+    }
+
+    #[test]
+    fn workers_keep_to_cpus_where_there_is_one_for_each_or_where_told_to() {
+        apart(|| {
+            let all = allowed();
+            assert_eq!(cpus_for(all.len(), None), all);
+            assert!(cpus_for(all.len() + 1, None).is_empty());
+            assert!(cpus_for(all.len(), Some(false)).is_empty());
+            let around: Vec<_> = all.iter().chain(&all[..1]).copied().collect();
+            assert_eq!(cpus_for(all.len() + 1, Some(true)), around);
+
+            let last = all[all.len() - 1];
+            settle(0, Some(last));
+            assert_eq!(cpus_for(1, None), [last], "only what the process may use");
+            assert!(cpus_for(2, None).is_empty());
+            assert_eq!(cpus_for(2, Some(true)), [last, last]);
+        });
+    }
+
+    #[test]
+    fn a_thread_that_settles_keeps_to_its_cpu_and_stays_free_without_one() {
+        apart(|| {
+            let all = allowed();
+            settle(0, None);
+            assert_eq!(allowed(), all);
+            // No machine of the tests has it.
+            settle(0, Some(CpuSet::MAX_CPU - 1));
+            assert_eq!(allowed(), all, "a CPU that is gone");
+            settle(0, Some(all[all.len() - 1]));
+            assert_eq!(allowed(), all[all.len() - 1..]);
+        });
     }
 }

@@ -363,18 +363,6 @@ impl GroupCell {
     }
 }
 
-/// What is measured at a worker. Each has cache lines of its own: it is written for every session.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub struct WorkerCell {
-    /// Sessions that its engine carries now.
-    pub sessions: AtomicU64,
-    /// Sessions that it has accepted and passed on to a worker with fewer of them.
-    pub passed_on: AtomicU64,
-    /// Sessions that needed more than one plain connect.
-    pub handed_over: AtomicU64,
-}
-
 #[cfg(test)]
 mod tests {
     use std::{sync::Arc, thread};

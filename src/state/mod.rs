@@ -22,12 +22,13 @@ mod sockets;
 mod sources;
 mod spare;
 mod words;
+mod worker;
 
 pub use access::Access;
 pub use admission::{Admission, Admitted, AtEntry, Limits, Refusal};
 pub use bandwidth::{Bandwidth, Bucket, Take, Ticket};
 pub use budget::{ALWAYS as HEDGES_ALWAYS, PoolCell, PoolCounts};
-pub use cell::{EndpointCell, GroupCell, Queued, Room, WorkerCell};
+pub use cell::{EndpointCell, GroupCell, Queued, Room};
 pub use entry::{Entry, Origination, ProxyIn, ProxyOut, Target, Termination, Towards};
 pub use histogram::{BUCKETS_SECONDS, Histogram, HistogramReading};
 pub use lanes::use_lane;
@@ -46,6 +47,7 @@ pub use snapshot::{
 pub use sockets::{SocketCommand, Sockets};
 pub use spare::{SpareCell, SpareEnd};
 pub use words::{HANDSHAKES, Handshakes, REFUSALS, Refusals, Words};
+pub use worker::{SlowSession, WorkerCell};
 
 use std::{
     net::TcpListener,

@@ -6,6 +6,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    process::Command,
 };
 
 use super::harness::{
@@ -26,7 +27,10 @@ async fn pings(stream: &mut TcpStream) -> bool {
 async fn a_thousand_clients_in_the_queue_are_served_after_sigterm() {
     let place = Place::new();
     let backend = Backend::echo(&place).await;
-    let (mut proxy, bind) = Proxy::before(&place, backend.address, "").await;
+    let bind = place.free();
+    let tables = pool("p", "", &[("aws", backend.address)]) + &listener(bind, "p", "");
+    // Sessions that live when the drain ends are reset, and a busy machine takes its time for a thousand.
+    let mut proxy = Proxy::start(Setup::new(&place, tables).drain_timeout("60s")).await;
     // The kernel shakes hands for a process that does not run.
     proxy.signal(Signal::STOP);
     let mut clients = Vec::new();
@@ -99,6 +103,39 @@ async fn at_the_descriptor_limit_sessions_live_the_proxy_answers_and_clients_wai
         (proxy.metric("twinspan_connections_active", &[]).await == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_burst_at_many_listeners_waits_in_their_queues_where_descriptors_are_few() {
+    const LISTENERS: usize = 20;
+    const CLIENTS: usize = 15;
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let addresses: Vec<_> = (0..LISTENERS).map(|_| place.free()).collect();
+    let tables = pool("p", "", &[("aws", backend.address)])
+        + &addresses.iter().map(|address| listener(*address, "p", "")).collect::<String>();
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=200:200").arg(binary());
+    let mut proxy = Proxy::launch_as(command, Setup::new(&place, tables)).ready().await;
+    // While it does not run, all of them come to wait at once.
+    proxy.signal(Signal::STOP);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        for address in &addresses {
+            clients.push(connect(*address).await);
+        }
+    }
+    proxy.signal(Signal::CONT);
+    // Each is served, and ends; nobody is turned away.
+    let mut served = tokio::task::JoinSet::new();
+    for mut client in clients {
+        served.spawn(async move { pings(&mut client).await });
+    }
+    let served = served.join_all().await.into_iter().filter(|served| *served).count();
+    assert_eq!(served, LISTENERS * CLIENTS);
+    assert_eq!(proxy.metric("twinspan_connections_closed_total", &[("cause", "exhausted")]).await, 0);
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.end().await.code(), Some(0));
 }
 
 #[tokio::test]

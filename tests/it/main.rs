@@ -38,3 +38,4 @@ mod stalled;
 mod storm;
 mod tls;
 mod used;
+mod workers;

@@ -36,7 +36,7 @@ pub(super) struct File {
     /// Threads that carry traffic. More than there are CPUs only adds switching.
     #[schemars(
         range(min = 1, max = 1024),
-        extend("x-default" = "one for each CPU that affinity and cgroup allow")
+        extend("x-default" = "one for each CPU that affinity and cgroup allow; a cgroup's limit is rounded down, to one at least")
     )]
     pub(super) workers: Key<usize>,
 

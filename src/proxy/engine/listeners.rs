@@ -10,7 +10,7 @@ use super::poll::{LISTENERS, Poll};
 use crate::{
     net,
     proxy::{
-        accept::{self, BATCH, FLUSH, PAUSE, Taken},
+        accept::{self, BATCH, Counted, FLUSH, PAUSE, Taken},
         peer::Peer,
     },
     state::{ListenerCell, Shared},
@@ -35,6 +35,7 @@ struct Listening {
     /// The turn in which it was last ready.
     ready: Option<u64>,
     state: State,
+    _counts: Counted,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,7 +60,9 @@ impl Listeners {
     ) -> io::Result<()> {
         let place = self.open.iter().position(Option::is_none).unwrap_or(self.open.len());
         poll.add(&socket, word(place), EventFlags::IN)?;
-        let listening = Listening { cell, socket, budget: 1, ready: None, state: State::Accepting };
+        let counts = Counted::begin();
+        let (budget, ready, state) = (1, None, State::Accepting);
+        let listening = Listening { cell, socket, budget, ready, state, _counts: counts };
         match self.open.get_mut(place) {
             Some(free) => *free = Some(listening),
             None => self.open.push(Some(listening)),
@@ -181,7 +184,9 @@ impl Listening {
             // What waits in the queue of a listener that closes may have the reserve.
             let taken = match self.state {
                 State::Closing(..) => accept::take(&self.socket, &self.cell),
-                State::Accepting | State::Paused(_) => accept::next(&self.socket, &self.cell, shared),
+                State::Accepting | State::Paused(_) => {
+                    accept::next(&self.socket, &self.cell, shared, accepted.len())
+                }
             };
             match taken {
                 Taken::Client(client, address) => accepted.push((client, address, Arc::clone(&self.cell))),

@@ -17,7 +17,7 @@ use crate::{
         peer::Peer,
         session::{Books, Handover},
     },
-    state::{SessionLimits, SocketCommand},
+    state::{SessionLimits, SlowSession, SocketCommand},
 };
 
 /// Something for the engine to do.
@@ -42,6 +42,8 @@ pub(in crate::proxy) struct Pair {
     pub(super) upstream: Peer,
     pub(super) books: Books,
     pub(super) limits: Arc<SessionLimits>,
+    /// It counts as the tokio half's until the engine has it.
+    pub(super) slow: Option<SlowSession>,
 }
 
 /// An engine's inbox. It holds at most an entry a session and one for each order of the control plane, so it is bounded
@@ -83,8 +85,8 @@ impl Mailbox {
         limits: Arc<SessionLimits>,
     ) {
         // It is the engine's from here on, and has a handle there.
-        books.seat = None;
-        self.post(Command::Adopt(Box::new(Pair { client, upstream, books, limits })));
+        let slow = books.seat.take().and_then(|seat| seat.leave());
+        self.post(Command::Adopt(Box::new(Pair { client, upstream, books, limits, slow })));
     }
 
     /// Sessions that were passed on to this engine and that it has not begun yet: they count as its own.
@@ -117,7 +119,7 @@ pub(in crate::proxy) struct Handovers {
 }
 
 impl Handovers {
-    pub(super) fn put(&self, session: Handover) {
+    pub(in crate::proxy) fn put(&self, session: Handover) {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(session);
         self.some.notify_one();
     }

@@ -49,21 +49,15 @@ use super::{
     peer::Peer,
     relay,
     session::{Books, Handover},
+    spread::Spread,
 };
 use crate::{
-    state::{ListenerCell, Phase, Shared, SocketCommand, WorkerCell},
+    state::{ListenerCell, Phase, Shared, SlowSession, SocketCommand, WorkerCell},
     telemetry::{Cause, End, Side, Stage},
 };
 
 /// How often pipes and memory that are not needed any more are given back.
 const TIDY: Duration = Duration::from_secs(1);
-
-/// Sessions that this worker may have more than another before that one is asked to take a new one; and an eighth of
-/// what it has.
-const SLACK: u64 = 2;
-
-/// Other workers that are looked at for each new session.
-const LOOKED_AT: usize = 4;
 
 /// A worker's loop.
 pub(super) struct Engine {
@@ -82,8 +76,7 @@ pub(super) struct Engine {
     runnable: Vec<Token>,
     rest: Rest,
     now: Instant,
-    /// The other worker that was looked at last.
-    looked_at: usize,
+    spread: Spread,
     tidying: bool,
     stopped: bool,
     /// Questions about its sessions that are not answered yet.
@@ -120,7 +113,7 @@ impl Engine {
             runnable: Vec::new(),
             rest: Rest::default(),
             now,
-            looked_at: number,
+            spread: Spread::new(number),
             tidying: false,
             stopped: false,
             censuses: Vec::new(),
@@ -254,7 +247,8 @@ impl Engine {
         if let Some(cell) = self.cell() {
             cell.handed_over.fetch_add(1, Relaxed);
         }
-        self.tokio.put(Handover { client, books, begun });
+        let slow = SlowSession::begin(&self.shared, self.number);
+        self.tokio.put(Handover { client, books, begun, slow });
     }
 
     fn end(&mut self, token: Token, end: End) {
@@ -313,33 +307,11 @@ impl Engine {
         }
     }
 
-    /// A worker that has clearly fewer sessions than this one. The kernel spreads connections by a hash, which is even
-    /// for many and uneven for a few.
-    fn lighter(&mut self) -> Option<Arc<Mailbox>> {
-        let workers = self.crew.len();
-        if workers < 2 {
-            return None;
-        }
-        let mine = self.sessions.len() as u64 + self.coming(self.number);
-        let enough = mine.checked_sub(SLACK + mine / 8)?;
-        let mut least: Option<(u64, usize)> = None;
-        for _ in 0..LOOKED_AT.min(workers - 1) {
-            self.looked_at = (self.looked_at + 1) % workers;
-            if self.looked_at == self.number {
-                self.looked_at = (self.looked_at + 1) % workers;
-            }
-            let cell = self.shared.workers.get(self.looked_at)?;
-            let theirs = cell.sessions.load(Relaxed) + self.coming(self.looked_at);
-            let theirs = (theirs, self.looked_at);
-            least = Some(least.map_or(theirs, |least| least.min(theirs)));
-        }
-        let (_, other) = least.filter(|(sessions, _)| *sessions <= enough)?;
-        self.crew.get(other).map(Arc::clone)
-    }
-
-    /// Sessions on their way to this worker. A burst would all go to the worker that had least before it.
-    fn coming(&self, worker: usize) -> u64 {
-        self.crew.get(worker).map_or(0, |mailbox| mailbox.coming())
+    /// The mailbox of a worker that has clearly fewer sessions than this one.
+    fn lighter(&mut self) -> Option<&Mailbox> {
+        let coming = |worker: usize| self.crew.get(worker).map_or(0, |mailbox| mailbox.coming());
+        let other = self.spread.lighter(&self.shared.workers, coming)?;
+        self.crew.get(other).map(|mailbox| &**mailbox)
     }
 
     /// Carries a session from its beginning.
@@ -434,8 +406,10 @@ impl Engine {
                 self.begin(client, books);
             }
             Command::Adopt(pair) => {
-                let Pair { client, upstream, books, limits } = *pair;
+                let Pair { client, upstream, books, limits, slow } = *pair;
                 self.insert(Session::relaying(client, upstream, limits, books, self.now));
+                // It counts as the engine's by now.
+                drop(slow);
             }
             Command::Look => self.spares.wake(self.now),
             Command::Drain => {

@@ -31,7 +31,7 @@ use crate::{
     net::{self, Bind, Keepalive, Listen, Tuning},
     state::{
         Connect, Endpoint, EndpointCell, Group, GroupCell, Listener, ListenerCell, Phase, Pool, Reports,
-        SessionLimits, Shared, Snapshot, Sockets, Tier,
+        SessionLimits, Shared, Snapshot, Sockets, Tier, WorkerCell,
     },
     telemetry::{End, SessionLog},
 };
@@ -96,6 +96,7 @@ impl Plane {
     /// Waits until every session has ended.
     async fn quiet(&self) {
         eventually(|| self.shared.sessions.active() == 0).await;
+        eventually(|| self.carried().iter().all(|sessions| *sessions == 0)).await;
         assert_eq!(self.cell.active(), 0);
     }
 
@@ -103,10 +104,9 @@ impl Plane {
         self.cell.ends().collect()
     }
 
-    /// Sessions on each engine.
+    /// Sessions on each worker.
     fn carried(&self) -> Vec<u64> {
-        use std::sync::atomic::Ordering::Relaxed;
-        self.shared.workers.iter().map(|cell| cell.sessions.load(Relaxed)).collect()
+        self.shared.workers.iter().map(WorkerCell::carried).collect()
     }
 }
 

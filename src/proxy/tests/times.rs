@@ -117,7 +117,8 @@ async fn a_connect_that_takes_more_than_a_second_succeeds_and_loses_no_early_byt
         }
         if engine {
             // They are back where they came from.
-            eventually(|| plane.carried().iter().sum::<u64>() == 5).await;
+            let engines = || plane.shared.workers.iter().map(|cell| cell.sessions.load(Relaxed)).sum::<u64>();
+            eventually(|| engines() == 5 && plane.carried().iter().sum::<u64>() == 5).await;
         }
         drop(clients);
         plane.quiet().await;

@@ -46,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) drain_timeout: &'static str,
     /// What carries plain sessions.
     pub(crate) carrier: Carrier,
+    /// How many workers, unless the proxy decides.
+    pub(crate) workers: Option<usize>,
     /// The shape of its log.
     pub(crate) format: &'static str,
     /// Pools and listeners, and clouds that have settings.
@@ -60,6 +62,7 @@ impl Setup {
             telemetry: place.free(),
             drain_timeout: "5s",
             carrier: Carrier::default(),
+            workers: Some(2),
             format: "json",
             tables: tables.into(),
         }
@@ -72,6 +75,7 @@ impl Setup {
             telemetry: SocketAddr::new(address, 5002),
             drain_timeout: "1s",
             carrier: Carrier::default(),
+            workers: Some(2),
             format: "json",
             tables: tables.into(),
         }
@@ -80,6 +84,12 @@ impl Setup {
     /// The same over this carrier.
     pub(crate) fn carrier(mut self, carrier: Carrier) -> Self {
         self.carrier = carrier;
+        self
+    }
+
+    /// The same with so many workers, or as many as the proxy likes.
+    pub(crate) fn workers(mut self, workers: Option<usize>) -> Self {
+        self.workers = workers;
         self
     }
 
@@ -111,8 +121,7 @@ impl Setup {
         }
         format!(
             r#"version = 1
-workers = 2
-engine = {}
+{}engine = {}
 drain_timeout = "{}"
 
 [log]
@@ -128,6 +137,7 @@ bind = "{}"
 
 {clouds}
 {}"#,
+            self.workers.map(|workers| format!("workers = {workers}\n")).unwrap_or_default(),
             self.carrier == Carrier::Engine,
             self.drain_timeout,
             self.format,

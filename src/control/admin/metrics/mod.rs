@@ -196,9 +196,9 @@ fn workers(page: &mut Page<'_>, view: &View) -> fmt::Result {
     };
     page.gauges(
         "twinspan_worker_sessions",
-        "Sessions that each worker's engine carries; far apart, they are spread unevenly.",
+        "Sessions that each worker carries, in its engine or beside it; far apart, they are spread unevenly.",
         ["worker"],
-        cells().map(|(worker, cell)| (worker, cell.sessions.load(Relaxed) as f64)),
+        cells().map(|(worker, cell)| (worker, cell.carried() as f64)),
     )?;
     page.counters(
         "twinspan_worker_sessions_passed_on",
@@ -208,7 +208,8 @@ fn workers(page: &mut Page<'_>, view: &View) -> fmt::Result {
     )?;
     page.counters(
         "twinspan_worker_sessions_handed_over",
-        "Sessions that needed more than one plain connect: a first attempt that failed, or was late.",
+        "Sessions that needed more than the engine can do: a first attempt that failed or was late, TLS, a PROXY header, a \
+         limit of bandwidth, a watch for the first byte.",
         ["worker"],
         cells().map(|(worker, cell)| (worker, cell.handed_over.load(Relaxed))),
     )
