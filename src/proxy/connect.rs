@@ -207,7 +207,7 @@ fn lead(books: &mut Books, snapshot: &Snapshot, listener: &Listener) -> First {
 }
 
 fn dial_to(books: &mut Books, snapshot: &Snapshot, to: (&Listener, &Target)) -> First {
-    if to.1.pool().is_some_and(|pool| pool.connect.watches() || !pool.towards.is_plain()) {
+    if to.1.pool().is_some_and(|pool| !pool.is_plain()) {
         return First::Slow;
     }
     let plan = choose(books, snapshot, to, (&[], false));

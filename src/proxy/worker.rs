@@ -246,7 +246,7 @@ impl TokioHalf {
         let snapshot = self.shared.snapshot();
         if snapshot.generation != self.seen {
             self.seen = snapshot.generation;
-            if snapshot.pools.iter().any(|pool| pool.connect.spares > 0) {
+            if snapshot.pools.iter().any(|pool| pool.spares() > 0) {
                 self.post(Command::Look);
             }
         }

@@ -163,6 +163,20 @@ impl Pool {
         Room { dials: self.connect.dials, sessions: self.towards.endpoint_sessions }
     }
 
+    /// True if its sessions need no more than a connection that is established, and their endpoint's first byte is not
+    /// waited for: only then can the engine begin them.
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        self.towards.is_plain() && !self.connect.watches()
+    }
+
+    /// Established connections that are kept ready for each group, by all workers together: none where no session could
+    /// be given one. An endpoint with a limit would count them.
+    #[must_use]
+    pub const fn spares(&self) -> u16 {
+        if self.is_plain() && self.towards.endpoint_sessions.is_none() { self.connect.spares } else { 0 }
+    }
+
     /// Its endpoints: those in use, then those that are out.
     pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         let in_use = self.tiers.iter().flat_map(|tier| &tier.groups);
@@ -190,7 +204,8 @@ pub struct Connect {
     pub attempts: u8,
     /// Time for all attempts together.
     pub total: Duration,
-    /// Established connections that are kept ready for each group, by all workers together.
+    /// Established connections that are asked for, for each group and by all workers together: [`Pool::spares`] says how
+    /// many are kept.
     pub spares: u16,
     /// Whether an attempt that takes long is raced by another one.
     pub hedge: Option<Hedge>,

@@ -291,6 +291,31 @@ async fn a_reload_turns_spares_on_changes_their_number_and_turns_them_off() {
 }
 
 #[tokio::test]
+async fn a_pool_whose_sessions_need_more_than_a_connection_keeps_no_spares_and_is_warned_of() {
+    let place = Place::new();
+    let (plain, told) = (Counting::start(&place).await, Counting::start(&place).await);
+    let (bind, other) = (place.free(), place.free());
+    let header = pool("told", "preconnect = 8\nproxy_header = \"v1\"\n", &[("aws", told.backend.address)])
+        + &listener(other, "told", "");
+    let with = |settings| tables(bind, 4, settings, &[plain.backend.address]) + &header;
+    let proxy = Proxy::start(Setup::new(&place, with(""))).await;
+    plain.has(4).await;
+    ready(&proxy, 4).await;
+    let warned = proxy.said();
+    assert!(warned.contains("TS1106") && warned.contains("`preconnect` with `proxy_header`"), "{warned}");
+
+    // What is kept goes with a reload that makes it of no use, and comes back with it.
+    for (settings, spares) in [("bandwidth = \"1MiB\"\n", 0), ("", 4), ("first_byte_timeout = \"5s\"\n", 0)] {
+        proxy.reload(&proxy.setup().with(with(settings)).text()).await;
+        plain.has(spares).await;
+        ready(&proxy, spares).await;
+    }
+    drop(session(bind).await);
+    assert_eq!(told.backend.accepted(), 0);
+    assert_eq!(ended(&proxy, "used").await, 0);
+}
+
+#[tokio::test]
 async fn a_drain_closes_spares_at_once_while_sessions_go_on() {
     let place = Place::new();
     let endpoint = Counting::start(&place).await;

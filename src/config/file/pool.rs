@@ -67,6 +67,12 @@ pub(in crate::config) struct Pool {
     /// their count, as each costs the endpoint something; with fewer than there are workers, some sessions find none.
     /// They are spread by weight. One that is 20 to 30 s old is replaced by a fresh one.
     ///
+    /// Only sessions that the engine begins are given one: those that need a connection and no more. A pool with
+    /// `[pool.tls]`, `proxy_header`, `bandwidth`, `first_byte_timeout`, `replay`, `client_source` or
+    /// `max_endpoint_sessions` keeps none, nor does one whose listeners all have `[listener.tls]`, `proxy_header`,
+    /// `intercept` or `session_bandwidth`; `check` warns of both. Where only some have, the sessions of the others are given
+    /// spares. Routes by server name do no harm.
+    ///
     /// Give it only where the endpoint bears connections that say nothing for half a minute, and does nothing with one
     /// before the first byte: HTTP, TLS, Redis, memcached, PostgreSQL (a backend process each, which counts towards
     /// `max_connections`). Not with MySQL (10 s to log in, and a host that often fails to is blocked), SSH

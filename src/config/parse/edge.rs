@@ -230,13 +230,6 @@ impl Build<'_> {
     pub(super) fn towards(&mut self, pool: &file::Pool) -> Option<Towards> {
         let tls = pool.tls.get().map(|table| self.pool_tls(table));
         let client_source = pool.client_source.get() == Some(&true);
-        if client_source && pool.preconnect.get().is_some_and(|count| *count > 0) {
-            self.idle(
-                &pool.preconnect,
-                "`preconnect` with `client_source`",
-                "no client is known before it comes",
-            );
-        }
         let header = match pool.proxy_header.get().map_or(ProxyOutWord::Off, |word| word.0) {
             ProxyOutWord::Off => None,
             ProxyOutWord::V1 => Some(ProxyOut::V1),

@@ -14,6 +14,7 @@ mod place;
 mod pools;
 mod sift;
 mod sockets;
+mod spares;
 mod spiffe;
 mod syntax;
 mod tls;

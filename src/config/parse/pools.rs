@@ -76,21 +76,6 @@ impl Build<'_> {
         }
     }
 
-    /// Tells of spares that nobody would keep.
-    fn preconnects(&mut self, file: &File, tables: &[Spanned<file::Pool>]) {
-        if file.engine.get().copied().unwrap_or(defaults::ENGINE) {
-            return;
-        }
-        for key in tables.iter().map(|table| &table.get_ref().preconnect) {
-            if key.get().is_some_and(|count| *count > 0) {
-                self.tell(
-                    Problem::at(Code::NoEffect, place(key.span()), "`preconnect` with `engine = false`")
-                        .label("no effect: only the engine keeps spare connections"),
-                );
-            }
-        }
-    }
-
     fn unused_clouds(&mut self, tables: &[Spanned<file::Pool>], mut clouds: Clouds<'_>) {
         for endpoint in
             tables.iter().filter_map(|table| table.get_ref().endpoint.get()).flat_map(|all| &all.0)

@@ -245,12 +245,7 @@ fn spill(shares: &mut Vec<Share>, next: Vec<Share>) {
 fn connect(pool: &config::Pool) -> Connect {
     let how = &pool.connecting;
     Connect {
-        // A spare is made before anybody knows whose it will be, and an endpoint with a limit would count it.
-        spares: if pool.towards.client_source || pool.towards.endpoint_sessions.is_some() {
-            0
-        } else {
-            pool.preconnect
-        },
+        spares: pool.preconnect,
         hedge: how.hedge.then_some(Hedge { budget: how.hedge_budget }),
         first_byte: how.first_byte,
         replay: (how.replay == config::Replay::UntilFirstByte).then_some(Replay { limit: how.replay_bytes }),

@@ -9,7 +9,7 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-pub(super) fn entry() -> Entry {
+pub(in crate::proxy) fn entry() -> Entry {
     Entry {
         proxy_header: ProxyIn::Off,
         tls: None,
@@ -53,7 +53,7 @@ pub(super) fn hear(shared: &Shared, cell: &Arc<ListenerCell>, entry: Entry) {
 }
 
 /// Routes for names below `example.com` alone.
-pub(super) fn by_name() -> Routes {
+pub(in crate::proxy) fn by_name() -> Routes {
     let sni = vec![ServerName::Below(".example.com".into())];
     Routes::new(vec![Condition { sni, ..Condition::default() }])
 }

@@ -2,7 +2,7 @@
 
 mod ends;
 mod engine;
-mod entries;
+pub(in crate::proxy) mod entries;
 mod first_bytes;
 mod live;
 mod losses;

@@ -234,8 +234,7 @@ fn pool(name: String, clouds: Vec<CloudName>) -> impl Strategy<Value = Pool> {
                 when_all_down: if refuse { WhenAllDown::Refuse } else { WhenAllDown::TryAnyway },
                 connect_timeout: connect_timeout + Duration::from_millis(1),
                 attempts,
-                // With the client's address there are no spares: a warning.
-                preconnect: if towards.client_source { 0 } else { preconnect },
+                preconnect,
                 connecting,
                 towards,
                 slow_start,

@@ -24,7 +24,7 @@ use crate::{
         connect::{self, EXHAUSTED},
         peer::Peer,
     },
-    state::{Endpoint, Group, Pool, Shared, Snapshot, SpareEnd},
+    state::{Endpoint, Entry, Group, Pool, Shared, Snapshot, SpareEnd},
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -158,7 +158,7 @@ impl Spares {
             }
         }
         // A pool whose endpoints are all down for now still wants spares.
-        let wanted = !self.store.is_idle() || snapshot.pools.iter().any(|pool| pool.connect.spares > 0);
+        let wanted = !self.store.is_idle() || snapshot.pools.iter().any(|pool| pool.spares() > 0);
         self.look = wanted.then(|| now + LOOK);
     }
 
@@ -244,16 +244,17 @@ fn is_over(socket: &Peer) -> bool {
         || asked.iter().any(|asked| asked.revents().intersects(OVER))
 }
 
-/// The part of this worker in what a snapshot wants: in the first tier of each pool that some listener uses and that is
-/// not all down.
+/// The part of this worker in what a snapshot wants: in the first tier of each pool that is not all down, and that some
+/// listener uses whose sessions the engine begins.
 fn wanted(snapshot: &Snapshot, worker: usize, workers: usize) -> Vec<Wanted> {
-    let used =
-        |pool| snapshot.listeners.iter().any(|listener| listener.pools().any(|used| Arc::ptr_eq(used, pool)));
-    let pools = snapshot.pools.iter().filter(|pool| pool.connect.spares > 0 && pool.all_down.is_none());
+    let begins = |entry: &Option<Arc<Entry>>| entry.as_ref().is_none_or(|entry| entry.only_hears());
+    let listeners = || snapshot.listeners.iter().filter(|listener| begins(&listener.entry));
+    let used = |pool| listeners().any(|listener| listener.pools().any(|used| Arc::ptr_eq(used, pool)));
+    let pools = snapshot.pools.iter().filter(|pool| pool.spares() > 0 && pool.all_down.is_none());
     let mut wanted = Vec::new();
     for pool in pools.filter(|pool| used(pool)) {
         for group in pool.tiers.first().into_iter().flat_map(|tier| &tier.groups) {
-            let counts = counts(group, pool.connect.spares.into(), worker, workers);
+            let counts = counts(group, pool.spares().into(), worker, workers);
             wanted.extend(group.endpoints.iter().zip(counts).map(|(endpoint, count)| Wanted {
                 endpoint: Arc::clone(endpoint),
                 // With Fast Open nothing would be sent before the first bytes of a client.

@@ -15,7 +15,11 @@ use crate::{
     balance::{Balance, Shares},
     ids::{CloudName, EndpointIdentity, ListenerName, PoolName},
     net::Outgoing,
-    state::{AllDown, Connect, Listener, ListenerCell, SessionLimits, Tier},
+    proxy::tests::entries::{by_name, entry},
+    state::{
+        AllDown, Bandwidth, Connect, Listener, ListenerCell, ProxyIn, ProxyOut, Replay, SessionLimits, Tier,
+        Towards,
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -348,10 +352,14 @@ fn the_workers_parts_add_up_and_follow_the_weights() {
 
 /// A pool of tiers of one cloud each, as a snapshot has it.
 fn pool(spares: u16, all_down: Option<AllDown>, tiers: Vec<Group>) -> Arc<Pool> {
-    let tier = |group| Tier { groups: vec![group], shares: Shares::new([1]), cell: Arc::default() };
     let connect = Connect { spares, ..Connect::plain(SECOND, 1, SECOND) };
-    let tiers = tiers.into_iter().map(tier).collect();
-    Arc::new(Pool { all_down, ..Pool::new(PoolName::from("p"), Balance::Random, tiers, connect) })
+    let made = Pool::new(PoolName::from("p"), Balance::Random, self::tiers(tiers), connect);
+    Arc::new(Pool { all_down, ..made })
+}
+
+fn tiers(groups: Vec<Group>) -> Vec<Tier> {
+    let tier = |group| Tier { groups: vec![group], shares: Shares::new([1]), cell: Arc::default() };
+    groups.into_iter().map(tier).collect()
 }
 
 fn listener(pool: &Arc<Pool>, idle: Duration) -> Arc<Listener> {
@@ -396,6 +404,52 @@ fn spares_are_wanted_in_the_tier_in_use_of_pools_that_somebody_uses() {
     assert_eq!(counts(of(&[(pool(4, Some(AllDown::Refuse), Vec::new()), minute)])), [0; 0]);
     let unused = Snapshot { pools: vec![some(4, None)], ..Snapshot::default() };
     assert!(wanted(&unused, 0, 1).is_empty());
+}
+
+#[test]
+fn a_pool_whose_sessions_the_engine_does_not_begin_wants_no_spares() {
+    let with = |towards: Towards, connect: Connect| {
+        let pool = Pool::new(PoolName::from("p"), Balance::Random, tiers(vec![group(&[1])]), connect);
+        !of(&[(Arc::new(Pool { towards, ..pool }), SECOND)]).is_empty()
+    };
+    let connect = Connect { spares: 4, ..Connect::plain(SECOND, 1, SECOND) };
+    assert!(with(Towards::default(), connect));
+    for towards in [
+        Towards { proxy_header: Some(ProxyOut::V1), ..Towards::default() },
+        Towards { bandwidth: Some(Arc::new(Bandwidth::new(1 << 20, Instant::now()))), ..Towards::default() },
+        Towards { client_source: true, ..Towards::default() },
+        Towards { endpoint_sessions: Some(9), ..Towards::default() },
+    ] {
+        assert!(!with(towards.clone(), connect), "{towards:?}");
+    }
+    for connect in [
+        Connect { first_byte: Some(SECOND), ..connect },
+        Connect { replay: Some(Replay { limit: 1 }), ..connect },
+    ] {
+        assert!(!with(Towards::default(), connect), "{connect:?}");
+    }
+}
+
+#[test]
+fn spares_are_wanted_as_long_as_the_engine_begins_the_sessions_of_one_listener() {
+    let pool = pool(4, None, vec![group(&[1])]);
+    let behind = |entries: Vec<Option<Entry>>| {
+        let listener = |entry: Option<Entry>| {
+            let plain = Arc::into_inner(listener(&pool, SECOND)).unwrap();
+            Arc::new(Listener { entry: entry.map(Arc::new), ..plain })
+        };
+        let listeners = entries.into_iter().map(listener).collect();
+        let pools = vec![Arc::clone(&pool)];
+        !wanted(&Snapshot { listeners, pools, ..Snapshot::default() }, 0, 1).is_empty()
+    };
+    let slow = || Some(Entry { bandwidth: Some(1 << 20), ..entry() });
+    let header = || Some(Entry { proxy_header: ProxyIn::Required(Vec::new()), ..entry() });
+    let hears = || Some(Entry { routes: by_name(), ..entry() });
+    assert!(!behind(vec![slow()]));
+    assert!(!behind(vec![slow(), header()]));
+    for good in [|| None, || Some(entry()), hears] {
+        assert!(behind(vec![slow(), good()]) && behind(vec![good()]));
+    }
 }
 
 #[test]
