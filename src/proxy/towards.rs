@@ -24,7 +24,7 @@ use crate::{
     sys,
     telemetry::{Cause, End, Side, Stage},
     tls,
-    wire::proxy_header::{self, Outgoing, OutgoingTls, Version},
+    wire::proxy_header::{self, Name, Outgoing, OutgoingTls, Version},
 };
 
 /// Finds an endpoint that takes the session, and tells it whose it is where the pool asks for that.
@@ -52,29 +52,51 @@ pub(super) async fn connect(
 }
 
 /// The header of this session.
-fn header(books: &Books, client: &Watched<'_>, version: ProxyOut) -> Vec<u8> {
-    let version = match version {
-        ProxyOut::V1 => Version::V1,
-        ProxyOut::V2 => Version::V2,
-    };
-    let told = books.told();
+fn header(books: &mut Books, client: &Watched<'_>, version: ProxyOut) -> Vec<u8> {
     let local = || {
         let address = rustix::net::getsockname(client.get_ref()).ok()?;
         SocketAddr::try_from(address).ok()
     };
-    let destination = told.destination.or_else(local);
-    let note = books.noted();
-    let id = books.number().to_string();
-    let outgoing = Outgoing {
-        authority: told.sni.as_deref(),
-        alpn: note.and_then(|note| note.alpn.as_deref()),
-        unique_id: Some(id.as_bytes()),
+    let destination = books.told().destination.or_else(local);
+    let addresses = destination.map(|destination| (books.client, destination));
+    match version {
+        ProxyOut::V1 => proxy_header::write(Version::V1, addresses, &Outgoing::default()),
+        ProxyOut::V2 => {
+            identify(books);
+            proxy_header::write(Version::V2, addresses, &known(books))
+        }
+    }
+}
+
+/// Gives the session an id that no other one has, unless it came with one.
+fn identify(books: &mut Books) {
+    let came_with = books.noted().and_then(|note| note.header.as_deref()?.bytes(Name::UniqueId));
+    if came_with.is_none() {
+        let id = books.shared.sessions.unique_id(books.number());
+        books.note().unique_id = Some(id.into());
+    }
+}
+
+/// What is known of a session besides addresses.
+fn known(books: &Books) -> Outgoing<'_> {
+    let (told, note) = (books.told(), books.noted());
+    let came_in = note.and_then(|note| note.header.as_deref());
+    // What was agreed on in TLS before us is of no use where there is TLS with us, too: that is another one.
+    let before_us = came_in.filter(|_| note.is_some_and(|note| !note.hello));
+    let authority = before_us.and_then(|tlvs| str::from_utf8(tlvs.bytes(Name::Authority)?).ok());
+    let own_id = note.and_then(|note| note.unique_id.as_deref()).map(str::as_bytes);
+    Outgoing {
+        authority: told.sni.as_deref().or(authority),
+        alpn: note
+            .and_then(|note| note.alpn.as_deref())
+            .or_else(|| before_us.and_then(|tlvs| tlvs.bytes(Name::Alpn))),
+        unique_id: own_id.or_else(|| came_in.and_then(|tlvs| tlvs.bytes(Name::UniqueId))),
         tls: note.and_then(|note| {
-            Some(OutgoingTls { version: note.tls?, verified: note.verified, common_name: None })
+            let common_name = note.common_name.as_deref();
+            Some(OutgoingTls { version: note.tls?, verified: note.verified, common_name })
         }),
-        passed_on: note.and_then(|note| note.header.as_deref()),
-    };
-    proxy_header::write(version, destination.map(|destination| (books.client, destination)), &outgoing)
+        passed_on: came_in,
+    }
 }
 
 /// Sends all of it. `more`: the client's first bytes follow at once, and may travel in the same segment.

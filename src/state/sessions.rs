@@ -36,6 +36,8 @@ impl Phase {
 /// The live sessions of the process.
 #[derive(Debug)]
 pub struct Sessions {
+    /// Tells this process from any other.
+    process: u64,
     phase: watch::Sender<Phase>,
     begun: AtomicU64,
     active: AtomicU64,
@@ -47,6 +49,7 @@ pub struct Sessions {
 impl Sessions {
     pub(super) fn new() -> Self {
         Self {
+            process: rand::random(),
             phase: watch::Sender::new(Phase::Starting),
             begun: AtomicU64::new(0),
             active: AtomicU64::new(0),
@@ -83,6 +86,13 @@ impl Sessions {
     pub fn begin(&self) -> u64 {
         self.active.fetch_add(1, Relaxed);
         self.begun.fetch_add(1, Relaxed) + 1
+    }
+
+    /// The id of the session of this number: the same in no other process, before or beside this one. 16 hexadecimal digits
+    /// that all sessions of the process have, a dash, and the number.
+    #[must_use]
+    pub fn unique_id(&self, number: u64) -> String {
+        format!("{:016x}-{number}", self.process)
     }
 
     /// A session ended.
@@ -128,5 +138,25 @@ impl Sessions {
     #[must_use]
     pub fn panicked(&self) -> u64 {
         self.panicked.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_processes_and_no_two_sessions_have_the_same_id() {
+        let (one, other) = (Sessions::new(), Sessions::new());
+        let id = one.unique_id(42);
+        let (process, number) = id.split_once('-').unwrap();
+        assert!(
+            process.len() == 16 && process.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+        );
+        assert_eq!(number, "42");
+        assert_ne!(one.unique_id(43), id);
+        assert_ne!(other.unique_id(42), id);
+        assert_eq!(one.unique_id(42), id, "whenever it is asked for");
+        assert!(one.unique_id(u64::MAX).len() <= 128);
     }
 }

@@ -22,6 +22,7 @@ mod workload;
 pub use client::{Client, client, client_with};
 pub use facts::{Shown, Validity};
 pub use files::{files_of_listener, files_of_pool};
+pub use names::common_name;
 pub use server::{Server, server, server_with};
 pub use why::{Negotiated, negotiated, recheck, version_word, why, why_io};
 pub use workload::Workload;

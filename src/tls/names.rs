@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use rustls::pki_types::CertificateDer;
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName};
+use x509_parser::{
+    asn1_rs::Tag, certificate::X509Certificate, extensions::GeneralName, x509::AttributeTypeAndValue,
+};
 
 use crate::config::NamePattern;
 
@@ -116,6 +118,31 @@ pub(super) fn svid(certificate: &CertificateDer<'_>) -> Result<(String, String),
             because(&names)
         ))
     })
+}
+
+/// The common name in a certificate's subject (RFC 5280 section 4.1.2.6), if it has exactly one: who reads the first of
+/// several and who reads the last would not agree. `None` also where it is empty, longer than 255 bytes, has a control
+/// character, or is of no type whose characters are known (RFC 5280 section 4.1.2.4: TeletexString and UniversalString).
+#[must_use]
+pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let mut names = parsed.subject().iter_common_name();
+    let (name, None) = (names.next()?, names.next()) else { return None };
+    let name = text(name)?;
+    let right = !name.is_empty() && name.len() <= LONGEST_COMMON_NAME && !name.contains(char::is_control);
+    right.then_some(name)
+}
+
+/// The longest common name, in bytes. The standard allows 64 characters (RFC 5280 appendix A.1, ub-common-name).
+const LONGEST_COMMON_NAME: usize = 255;
+
+fn text(value: &AttributeTypeAndValue<'_>) -> Option<String> {
+    if value.attr_value().tag() != Tag::BmpString {
+        return value.as_str().ok().map(ToOwned::to_owned);
+    }
+    let (units, rest) = value.as_slice().as_chunks();
+    let units = units.iter().map(|unit| u16::from_be_bytes(*unit));
+    char::decode_utf16(units).collect::<Result<_, _>>().ok().filter(|_| rest.is_empty())
 }
 
 fn matches(pattern: &NamePattern, names: &Names, side: Side) -> bool {

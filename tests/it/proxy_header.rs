@@ -3,9 +3,12 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
+use rcgen::DnType;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, pki_types::ServerName};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tokio::{
@@ -30,6 +33,8 @@ on_both_carriers!(
     a_header_that_never_ends_is_closed_at_the_deadline,
     what_a_cloud_says_of_a_private_link_routes_its_sessions_and_stands_in_the_log,
     endpoints_are_told_whose_session_it_is_once,
+    endpoints_are_told_what_was_agreed_on_over_tls_and_who_showed_a_certificate,
+    what_a_balancer_tells_of_tls_is_passed_on_where_no_tls_is_seen_here,
     an_endpoint_behind_tls_is_told_before_the_handshake_and_the_next_one_too,
 );
 
@@ -382,20 +387,15 @@ fn value(tlvs: &[(u8, Vec<u8>)], kind: u8) -> Option<&[u8]> {
 async fn endpoints_are_told_whose_session_it_is_once(carrier: Carrier) {
     let place = Place::new();
     let mut backend = keeper(&place).await;
-    let edge = Authority::new("edge authority");
-    let files = Files::new();
-    let issued = edge.issue(&["edge.test"]);
-    let secure = files.listener("edge", &issued, "alpn = [\"h2\"]");
-    let [one, two_, behind, over_tls] = [(); 4].map(|()| place.free());
+    let [one, two_, behind] = [(); 3].map(|()| place.free());
     let gone = place.free();
     let ends = [("aws", gone), ("gcp", backend.address)];
     let tables = pool("one", "proxy_header = \"v1\"\n", &ends)
         + &pool("two", "proxy_header = \"v2\"\n", &ends)
         + &listener(one, "one", "")
         + &listener(two_, "two", "")
-        + &listener(behind, "two", "proxy_header = \"required\"\n")
-        + &listener(over_tls, "two", &secure);
-    let _proxy = Proxy::start(Setup::new(&place, tables).carrier(carrier)).await;
+        + &listener(behind, "two", "proxy_header = \"required\"\n");
+    let proxy = Proxy::start(Setup::new(&place, tables).carrier(carrier)).await;
 
     let mut stream = connect(one).await;
     let own = stream.local_addr().unwrap();
@@ -404,7 +404,9 @@ async fn endpoints_are_told_whose_session_it_is_once(carrier: Carrier) {
     assert_eq!(read_out(&mut stream).await.0, b"well");
     let wanted = format!("PROXY TCP4 {} {} {} {}\r\nhello", own.ip(), one.ip(), own.port(), one.port());
     assert_eq!(String::from_utf8(backend.next().await).unwrap(), wanted);
+    assert!(proxy.session_line(0).await.get("unique_id").is_none(), "no endpoint was told of any");
 
+    let before = proxy.lines();
     let mut stream = connect(two_).await;
     let own = stream.local_addr().unwrap();
     stream.write_all(b"hello").await.unwrap();
@@ -413,11 +415,16 @@ async fn endpoints_are_told_whose_session_it_is_once(carrier: Carrier) {
     let said = backend.next().await;
     let (addresses, tlvs, length) = parse(&said);
     assert_eq!((addresses, &said[length..]), (Some((own, two_)), b"hello".as_slice()));
-    assert!(value(&tlvs, 3).is_some() && value(&tlvs, 5).is_some() && value(&tlvs, 2).is_none(), "{tlvs:?}");
+    assert!(value(&tlvs, 3).is_some() && value(&tlvs, 2).is_none(), "{tlvs:?}");
+    let line = proxy.session_line(before).await;
+    let id = String::from_utf8(value(&tlvs, 5).unwrap().to_vec()).unwrap();
+    assert_eq!(line["unique_id"], id.as_str(), "{line}");
+    let (process, number) = id.split_once('-').unwrap();
+    assert_eq!((process.len(), number), (16, line["session"].to_string().as_str()), "{line}");
 
     // What came in goes out: addresses, and the ids of private links.
     let mut stream = connect(behind).await;
-    let header = summed(&[FOUR, &tlv(0xea, b"\x01vpce-1"), &tlv(2, b"db.test"), &tlv(0xf1, b"?")].concat());
+    let header = summed(&[FOUR, &tlv(0xea, b"\x01vpce-1"), &tlv(0xf1, b"?")].concat());
     stream.write_all(&[&header, b"hello".as_slice()].concat()).await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(read_out(&mut stream).await.0, b"well");
@@ -426,8 +433,23 @@ async fn endpoints_are_told_whose_session_it_is_once(carrier: Carrier) {
     let told = ("192.0.2.7:1234".parse().unwrap(), "198.51.100.9:443".parse().unwrap());
     assert_eq!((addresses, &said[length..]), (Some(told), b"hello".as_slice()));
     assert_eq!((value(&tlvs, 0xea), value(&tlvs, 0xf1)), (Some(b"\x01vpce-1".as_slice()), None));
+}
 
-    // And what was agreed on over TLS.
+async fn endpoints_are_told_what_was_agreed_on_over_tls_and_who_showed_a_certificate(carrier: Carrier) {
+    let place = Place::new();
+    let mut backend = keeper(&place).await;
+    let edge = Authority::new("edge authority");
+    let files = Files::new();
+    let issued = edge.issue(&["edge.test"]);
+    let clients = Authority::new("clients");
+    let ca = files.put("clients.pem", &clients.pem);
+    let asks = format!("client_certificates = \"optional\"\nclient_ca = \"{}\"", ca.display());
+    let secure = files.listener("edge", &issued, &format!("alpn = [\"h2\"]\n{asks}"));
+    let over_tls = place.free();
+    let tables = pool("only", "proxy_header = \"v2\"\n", &[("aws", backend.address)])
+        + &listener(over_tls, "only", &secure);
+    let _proxy = Proxy::start(Setup::new(&place, tables).carrier(carrier)).await;
+
     let client = Speaker::new(&edge, None).alpn(&["h2"]);
     let mut stream = client.dial(over_tls, "edge.test").await.unwrap();
     stream.write_all(b"hello").await.unwrap();
@@ -440,6 +462,86 @@ async fn endpoints_are_told_whose_session_it_is_once(carrier: Carrier) {
     let ssl = value(&tlvs, 0x20).unwrap();
     assert_eq!((ssl[0], &ssl[8..]), (1, b"TLSv1.3".as_slice()), "{ssl:?}");
     assert_ne!(ssl[1..5], [0; 4], "no certificate, and yet it was found right");
+
+    // With a certificate its name, also where the session is resumed and shows none.
+    let named = clients
+        .issue_as(&["app.test"], |params| params.distinguished_name.push(DnType::CommonName, "app one"));
+    let client = Speaker::new(&edge, Some(&named)).resuming();
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let mut stream = client.dial(over_tls, "edge.test").await.unwrap();
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(kind));
+        stream.write_all(b"hello").await.unwrap();
+        stream.shutdown().await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        let (_, tlvs, _) = parse(&backend.next().await);
+        let ssl = value(&tlvs, 0x20).unwrap();
+        let inner = [tlv(0x21, b"TLSv1.3"), tlv(0x22, b"app one")].concat();
+        assert_eq!((ssl[0], &ssl[1..5], &ssl[5..]), (7, &[0; 4][..], inner.as_slice()), "{ssl:?}");
+    }
+}
+
+async fn what_a_balancer_tells_of_tls_is_passed_on_where_no_tls_is_seen_here(carrier: Carrier) {
+    let place = Place::new();
+    let mut backend = keeper(&place).await;
+    let (edge, files) = (Authority::new("edge authority"), Files::new());
+    let [plain, hears, ends] = [(); 3].map(|()| place.free());
+    let behind = "proxy_header = \"required\"\n";
+    let secure = files.listener("edge", &edge.issue(&["edge.test", "127.0.0.1"]), "");
+    let route = "[[listener.route]]\nsni = [\"edge.test\"]\npool = \"only\"\n";
+    let tables = pool("only", "proxy_header = \"v2\"\n", &[("aws", backend.address)])
+        + &listener(plain, "only", behind)
+        + &listener(hears, "only", &format!("{behind}{route}"))
+        + &listener(ends, "only", &format!("{behind}{secure}"));
+    let proxy = Proxy::start(Setup::new(&place, tables).carrier(carrier)).await;
+    let header = |authority: &[u8]| {
+        let ssl = tlv(0x20, &[&[1, 0, 0, 0, 0][..], &tlv(0x21, b"TLSv1.3")].concat());
+        summed(&[FOUR, &tlv(1, b"h3"), &tlv(2, authority), &tlv(5, b"id \xff\0"), &ssl].concat())
+    };
+    let told = |said: &[u8]| {
+        let (_, tlvs, _) = parse(said);
+        assert_eq!(value(&tlvs, 5), Some(b"id \xff\0".as_slice()), "{tlvs:?}");
+        let value = |kind| value(&tlvs, kind).map(|value| String::from_utf8(value.to_vec()).unwrap());
+        (value(1), value(2), value(0x20).is_some())
+    };
+    let text = |text: &str| Some(text.to_owned());
+
+    for (authority, wanted) in [
+        (b"DB.test.".as_slice(), text("DB.test.")),
+        ("zoë.test".as_bytes(), text("zoë.test")),
+        (b"\xff.test", None),
+    ] {
+        let before = proxy.lines();
+        let mut stream = connect(plain).await;
+        stream.write_all(&[&header(authority), b"hello".as_slice()].concat()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(read_out(&mut stream).await.0, b"well");
+        assert_eq!(told(&backend.next().await), (text("h3"), wanted, false));
+        let line = proxy.session_line(before).await;
+        assert_eq!(line["unique_id"], "696420ff00", "what came in, in hexadecimal digits: {line}");
+    }
+
+    // A hello that is passed on as it is; without a name, it has none.
+    let hello = |name: &'static str| {
+        let name = ServerName::try_from(name).unwrap();
+        let config = ClientConfig::builder().with_root_certificates(edge.roots()).with_no_client_auth();
+        let mut bytes = Vec::new();
+        ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut bytes).unwrap();
+        bytes
+    };
+    for (name, wanted) in [("edge.test", text("edge.test")), ("127.0.0.1", None)] {
+        let mut stream = connect(hears).await;
+        stream.write_all(&[header(b"db.test"), hello(name)].concat()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(read_out(&mut stream).await.0, b"well");
+        assert_eq!(told(&backend.next().await), (None, wanted.clone(), false));
+
+        let mut raw = connect(ends).await;
+        raw.write_all(&header(b"db.test")).await.unwrap();
+        let mut stream = Speaker::new(&edge, None).over(raw, name).await.unwrap();
+        stream.shutdown().await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        assert_eq!(told(&backend.next().await), (None, wanted, true));
+    }
 }
 
 async fn an_endpoint_behind_tls_is_told_before_the_handshake_and_the_next_one_too(carrier: Carrier) {

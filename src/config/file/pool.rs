@@ -129,9 +129,23 @@ pub(in crate::config) struct Pool {
     /// TLS towards the endpoints.
     pub(in crate::config) tls: Key<PoolTlsTable>,
 
-    /// A PROXY header in front of each session, so that endpoints know the client: `off`, `v1` (a line of text with the
-    /// addresses) or `v2` (with the server name, what was agreed on in TLS, the ids of private links, and a checksum).
-    /// Every endpoint must expect it. Probes that talk send one that says they are our own.
+    /// A PROXY header in front of each session, before TLS towards the endpoint, so that endpoints know the client: `off`,
+    /// `v1` (a line of text) or `v2`. Every endpoint must expect it. Probes that talk send one that says they are our own.
+    ///
+    /// Both name two addresses: of the client, and the one that it asked for (its original destination with `intercept`,
+    /// else the listener's own); where a header came in that is believed, the ones in that.
+    ///
+    /// `v2` says besides, where it is known: AUTHORITY, the server name in the ClientHello, if that is looked at (for TLS
+    /// that ends here, or for a route); ALPN, the protocol that was agreed on in TLS that ended here; SSL, where TLS ended
+    /// here: its version, whether the client showed a certificate and it was right, and the common name (SSL_CN) in that,
+    /// if it has exactly one, without control characters; UNIQUE_ID; and CRC32C, always. The unique id is 16 hexadecimal
+    /// digits that are others in every process, a dash, and the number of the session in the log, whose line then has it as
+    /// `unique_id`.
+    ///
+    /// Of a header of version 2 that came in, `v2` passes on unchanged: UNIQUE_ID, in place of our own; AUTHORITY (if it is
+    /// UTF-8) and ALPN, unless a ClientHello was looked at here; and the ids of private links of AWS, Google Cloud and
+    /// Azure. Nothing else: neither SSL nor what is unknown. What is longer than 255 bytes (UNIQUE_ID: 128, ids of private
+    /// links: 1,024) is left out.
     #[schemars(extend("default" = ProxyOutWord::Off.word()))]
     pub(in crate::config) proxy_header: Key<Word<ProxyOutWord>>,
 

@@ -81,6 +81,9 @@ fn believe(books: &mut Books, header: Header) {
     let tlvs: Vec<_> = tlvs.collect();
     if !tlvs.is_empty() {
         books.tell_more().tlvs = tlvs;
+    }
+    // Also what has no text: endpoints are given it as it is.
+    if !header.tlvs.is_empty() {
         books.note().header = Some(Box::new(header.tlvs));
     }
     books.show();

@@ -29,6 +29,7 @@ pub(super) fn learn(books: &mut Books, progress: Progress) -> Result<bool, End> 
             return Err(ended(Side::Client, Stage::Accept, Cause::BadHello));
         }
     }
+    books.note().hello = true;
     Ok(true)
 }
 

@@ -103,7 +103,9 @@ async fn shake_hands<'w>(
         books.listener.handshakes.count(if agreed.resumed { "resumed" } else { "ok" });
         let note = books.note();
         note.tls = Some(agreed.version);
-        note.verified = connection.peer_certificates().is_some();
+        let shown = connection.peer_certificates();
+        note.verified = shown.is_some();
+        note.common_name = shown.and_then(<[_]>::first).and_then(tls::common_name).map(Into::into);
         note.alpn = connection.alpn_protocol().map(Into::into);
     }
     Ok(stream)

@@ -1,13 +1,17 @@
 //! Which certificates of clients a listener takes, and what it says of the others.
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyUsagePurpose};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, KeyUsagePurpose,
+    string::{BmpString, TeletexString},
+};
 use rustls::AlertDescription;
 
 use super::{
     super::testing::{Authority, Files, Issued, Met, listener, meet, pool},
-    client, refused_by_listener, server,
+    client, der, refused_by_listener, server,
 };
 use crate::config::{ClientCertificates, Identity, ListenerTls, NamePattern, PoolTls, TlsVersion};
+use crate::tls::common_name;
 
 /// A listener that asks for certificates of `clients`, and an authority of its own for what it shows.
 struct Bench {
@@ -199,4 +203,42 @@ fn the_words_for_a_refused_name_are_told_once_and_never_for_another_client() {
     assert_eq!(word, "name_not_allowed");
     assert!(!words.contains("secret"), "{words}");
     assert!(words.contains("client_names"), "{words}");
+}
+
+/// The common name of a certificate whose subject has these values for common names, and an organization.
+fn common_name_of(values: &[DnValue]) -> Option<String> {
+    // The same object identifier under two names: the crate keeps one value of each.
+    let kinds = [DnType::CommonName, DnType::CustomDnType(vec![2, 5, 4, 3])];
+    let issued = Bench::new().issue(&["a.example"], |params| {
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "an organization");
+        for (kind, value) in kinds.into_iter().zip(values) {
+            params.distinguished_name.push(kind, value.clone());
+        }
+    });
+    common_name(&der(&issued))
+}
+
+#[test]
+fn a_common_name_is_told_only_where_everybody_would_read_the_same() {
+    let utf8 = |name: &str| DnValue::Utf8String(name.to_owned());
+    let longest = "n".repeat(255);
+    for name in ["client one", "Zoë", "a,b=c", &longest] {
+        assert_eq!(common_name_of(&[utf8(name)]).as_deref(), Some(name));
+    }
+    let wide = DnValue::BmpString(BmpString::try_from("Zoë").unwrap());
+    assert_eq!(common_name_of(&[wide]).as_deref(), Some("Zoë"));
+    let unknown = DnValue::TeletexString(TeletexString::try_from("me").unwrap());
+    for (what, values) in [
+        ("none", vec![]),
+        ("two", vec![utf8("one"), utf8("other")]),
+        ("empty", vec![utf8("")]),
+        ("a NUL", vec![utf8("root\0.example")]),
+        ("a line break", vec![utf8("a\r\nb")]),
+        ("too long", vec![utf8(&"n".repeat(256))]),
+        ("characters that nobody knows", vec![unknown]),
+    ] {
+        assert_eq!(common_name_of(&values), None, "{what}");
+    }
+    assert_eq!(common_name(&vec![0x30, 0x80].into()), None, "no certificate");
 }

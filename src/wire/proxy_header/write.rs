@@ -21,7 +21,7 @@ pub struct Outgoing<'a> {
     pub authority: Option<&'a str>,
     /// The protocol that the client and we have agreed on.
     pub alpn: Option<&'a [u8]>,
-    /// Our id of the session.
+    /// The id of the session.
     pub unique_id: Option<&'a [u8]>,
     /// The client's TLS, if it ended here.
     pub tls: Option<OutgoingTls<'a>>,

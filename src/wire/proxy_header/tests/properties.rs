@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::shown::Shown;
 
 fn any_address() -> impl Strategy<Value = SocketAddr> {
     (any::<bool>(), any::<[u8; 16]>(), any::<u16>()).prop_map(|(four, octets, port)| {
@@ -32,6 +33,38 @@ proptest! {
                  reason = "a place in a short header")]
         let cut = (bytes.len() as f64 * cut) as usize;
         prop_assert_eq!(all(&bytes[..cut]), Ok(None));
+    }
+
+    #[test]
+    fn what_is_known_of_a_session_is_written_whole_or_not_at_all(
+        (authority, common_name) in ("\\PC{0,300}", "\\PC{0,300}"),
+        alpn in proptest::collection::vec(any::<u8>(), 0..300),
+        id in proptest::collection::vec(any::<u8>(), 0..200),
+        verified in any::<bool>(),
+        link in proptest::collection::vec(any::<u8>(), 0..1100),
+    ) {
+        let passed_on = header(&with_tlvs(&[tlv(0xea, &[&[1], link.as_slice()].concat())])).tlvs;
+        let tls = OutgoingTls { version: "TLSv1.2", verified, common_name: Some(&common_name) };
+        let outgoing = Outgoing {
+            authority: Some(&authority),
+            alpn: Some(&alpn),
+            unique_id: Some(&id),
+            tls: Some(tls),
+            passed_on: Some(&passed_on),
+        };
+        let bytes = write(Version::V2, addresses("192.0.2.1:1", "192.0.2.2:2"), &outgoing);
+        prop_assert!(bytes.len() <= DEFAULT_LIMIT);
+        let tlvs = header(&bytes).tlvs;
+        let within = |most: usize, value| Some(value).filter(|value: &&[u8]| value.len() <= most);
+        prop_assert_eq!(tlvs.bytes(Name::Authority), within(255, authority.as_bytes()));
+        prop_assert_eq!(tlvs.bytes(Name::Alpn), within(255, &alpn));
+        prop_assert_eq!(tlvs.bytes(Name::UniqueId), within(128, &id));
+        prop_assert_eq!(tlvs.bytes(Name::AwsVpcEndpoint), within(1024, &link));
+        let ssl = tlvs.ssl().unwrap();
+        prop_assert!(ssl.over_tls() && ssl.verified() == verified);
+        prop_assert_eq!(ssl.version(), Some(Shown::from("TLSv1.2")));
+        let told = within(255, common_name.as_bytes()).filter(|_| verified).map(Shown::from);
+        prop_assert_eq!(ssl.common_name(), told);
     }
 
     #[test]
