@@ -213,9 +213,9 @@ pub(super) struct Cloud {
     #[schemars(range(min = 1, max = 10_000_000), extend("x-default" = "no limit"))]
     pub(super) capacity: Key<u32>,
 
-    /// With less than this share of its endpoints good, in percent, the cloud is down as a whole: every pool that has
-    /// another leaves it at once, instead of losing one endpoint after the other. With three of four gone, the rest
-    /// would be crushed.
+    /// With less than this share of its endpoints good, in percent, the cloud is down as a whole: every pool of which
+    /// a greater part is good in another leaves it at once, instead of losing one endpoint after the other. With three of
+    /// four gone, the rest would be crushed. A pool whose own endpoints there are good stays.
     #[schemars(range(min = 0, max = 99), extend("default" = defaults::DOWN_BELOW))]
     pub(super) down_below: Key<u8>,
 
