@@ -1,6 +1,6 @@
 //! No byte lost, doubled, moved or changed, and no direction cut: much data, and many shapes of it.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -44,7 +44,7 @@ async fn a_gibibyte_each_way_at_once_arrives_whole_when_one_way_ends_long_before
                 let (from, to) = stream.into_split();
                 let sending = tokio::spawn(send(to, TO_CLIENT, size));
                 receive(from, TO_UPSTREAM, size, slow_download, done, gate).await;
-                sending.await.unwrap();
+                sending.await.unwrap().unwrap();
             }
         })
         .await;
@@ -53,7 +53,7 @@ async fn a_gibibyte_each_way_at_once_arrives_whole_when_one_way_ends_long_before
         let sending = tokio::spawn(send(to, TO_UPSTREAM, size));
         let client = async {
             receive(from, TO_CLIENT, size, !slow_download, done_client, quick_is_done).await;
-            sending.await.unwrap();
+            sending.await.unwrap().unwrap();
         };
         // Together, so that a fault that either side finds ends the test.
         let ended = timeout(LONG, async { tokio::join!(client, backend.next_within(LONG)) }).await;
@@ -61,9 +61,10 @@ async fn a_gibibyte_each_way_at_once_arrives_whole_when_one_way_ends_long_before
     }
 }
 
-async fn send(mut to: OwnedWriteHalf, pattern: Pattern, size: u64) {
-    pattern.send(&mut to, 0, size).await.unwrap();
-    to.shutdown().await.unwrap();
+/// Its failure is the second one where the proxy ends, so it is told to who waits for it, and else not at all.
+async fn send(mut to: OwnedWriteHalf, pattern: Pattern, size: u64) -> io::Result<()> {
+    pattern.send(&mut to, 0, size).await?;
+    to.shutdown().await
 }
 
 async fn receive(
