@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 
 use crate::{
     measure::{Metric, Scenario},
-    table::{Report, median, table},
+    table::{Report, best_of, median, table},
 };
 
 /// The rounds' ratios.
@@ -13,6 +13,8 @@ struct Ratio {
     median: f64,
     low: f64,
     high: f64,
+    /// The best figure of the one to the best of the other, whichever rounds they are from.
+    bests: f64,
     rounds: usize,
 }
 
@@ -119,11 +121,12 @@ impl Report {
             let met = met || noise && matches!(beside, Beside::Still);
             let verdict =
                 format!("{}{}", if met { "yes" } else { "no" }, if noise { ", in the noise" } else { "" });
-            let cells = [name, ratio.to_string(), target, verdict].map(Some).to_vec();
+            let bests = format!("{:.2}", ratio.bests);
+            let cells = [name, ratio.to_string(), bests, target, verdict].map(Some).to_vec();
             Some(((*title).to_owned(), cells))
         };
         let rows: Vec<_> = WANTED.iter().filter_map(row).collect();
-        let heads = ["beside", "ratio", "target", "met"];
+        let heads = ["beside", "ratio", "of the bests", "target", "met"];
         table(out, &format!("{}: targets", self.subject), "figure", &heads, &rows);
     }
 
@@ -166,10 +169,12 @@ impl Report {
         let others: BTreeMap<u32, f64> = self.values(other, others);
         let paired = self.values(self.subject, figure).into_iter().filter_map(|(round, value)| {
             let other = others.get(&round).copied().filter(|other| *other > 0.0)?;
-            Some(value / other)
+            Some((value, other))
         });
-        let ratios: Vec<f64> = paired.collect();
+        let (ours, theirs): (Vec<f64>, Vec<f64>) = paired.unzip();
+        let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(our, their)| our / their).collect();
         Some(Ratio {
+            bests: best_of(&ours, figure.1)? / best_of(&theirs, figure.1)?,
             low: ratios.iter().copied().reduce(f64::min)?,
             high: ratios.iter().copied().reduce(f64::max)?,
             rounds: ratios.len(),
@@ -188,7 +193,7 @@ impl Ratio {
 
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { median, low, high, rounds } = self;
+        let Self { median, low, high, rounds, .. } = self;
         if *rounds > 1 { write!(f, "{median:.2} ({low:.2}..{high:.2})") } else { write!(f, "{median:.2}") }
     }
 }

@@ -227,11 +227,7 @@ impl Report {
 
     fn cell(&self, proxy: &str, column: &Column) -> Option<String> {
         let values: Vec<f64> = self.values(proxy, (column.1, column.2)).into_values().collect();
-        let best = if column.2.more_is_better() {
-            values.iter().copied().reduce(f64::max)?
-        } else {
-            values.iter().copied().reduce(f64::min)?
-        };
+        let best = best_of(&values, column.2)?;
         let n = values.len();
         Some(format!("{} ({}; {n})", number(median(values)?), number(best)))
     }
@@ -273,6 +269,12 @@ pub(crate) fn table(
 fn line(out: &mut String, line: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ = writeln!(out, "{line}");
+}
+
+/// The best one of some values of this metric.
+pub(crate) fn best_of(values: &[f64], metric: Metric) -> Option<f64> {
+    let better = if metric.more_is_better() { f64::max } else { f64::min };
+    values.iter().copied().reduce(better)
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
