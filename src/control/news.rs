@@ -15,9 +15,6 @@ use crate::{
     state::{AllDown, Pool, Snapshot, Tier},
 };
 
-/// The label of a failover that has no cloud on one side.
-const NONE: &str = "none";
-
 /// Tells what happens to pools. Remembers the outages under way.
 #[derive(Debug, Default)]
 pub(super) struct News {
@@ -62,7 +59,8 @@ impl News {
                     // A pool that never had an endpoint has none again: its names have just been resolved.
                     let Some(outage) = self.outages.remove(&pool.name) else { continue };
                     left(pool, (outage.how, now.duration_since(outage.since)), view, after.generation);
-                    let from = if outage.how == AllDown::Refuse { NONE.to_owned() } else { outage.from };
+                    let from =
+                        if outage.how == AllDown::Refuse { Failover::NONE.to_owned() } else { outage.from };
                     count(failover(&pool.name, from, clouds(pool)), counted);
                 }
             }
@@ -75,7 +73,9 @@ impl News {
         let outage = self.outages.entry(pool.name.clone()).or_insert_with(fresh);
         outage.how = how;
         // Nobody has moved while the old clouds are tried on.
-        (how == AllDown::Refuse).then(|| failover(&pool.name, outage.from.clone(), NONE.to_owned())).flatten()
+        (how == AllDown::Refuse)
+            .then(|| failover(&pool.name, outage.from.clone(), Failover::NONE.to_owned()))
+            .flatten()
     }
 }
 

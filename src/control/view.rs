@@ -191,6 +191,11 @@ pub struct Failover {
     pub to: String,
 }
 
+impl Failover {
+    /// What stands for clouds where there is none on one side.
+    pub const NONE: &str = "none";
+}
+
 impl View {
     /// A view of nothing yet.
     #[must_use]

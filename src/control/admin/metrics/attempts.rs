@@ -72,8 +72,8 @@ pub(super) fn of_groups(page: &mut Page<'_>, totals: &BTreeMap<Group, Sums>) -> 
          ended before its first byte (`empty`) or that got no byte within `first_byte_timeout` (`mute`).",
         ["pool", "cloud", "sign"],
         totals.iter().flat_map(|((pool, cloud), sums)| {
-            let seen = ["overtaken", "empty", "mute"].into_iter().zip(sums.gray).filter(|(_, count)| *count > 0);
-            seen.map(move |(sign, count)| ([label(pool.as_str()), label(cloud.as_str()), sign.into()], count))
+            let signs = ["overtaken", "empty", "mute"].into_iter().zip(sums.gray);
+            signs.map(move |(sign, count)| ([label(pool.as_str()), label(cloud.as_str()), sign.into()], count))
         }),
     )
 }

@@ -11,7 +11,7 @@ mod process;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     time::{SystemTime, UNIX_EPOCH},
@@ -26,7 +26,7 @@ use prometheus_client::{
 use self::page::{Family, Label, Page};
 use super::totals::{Group, Sums};
 use crate::{
-    control::{EndpointView, Overview, View, health::Verdict},
+    control::{EndpointView, Failover, Overview, PoolView, View, health::Verdict},
     state::{Phase, SpareEnd},
     telemetry::Cause,
 };
@@ -238,8 +238,7 @@ fn listeners(page: &mut Page<'_>, overview: &Overview) -> fmt::Result {
          `rate`), of one source (`source_sessions`, `source_rate`) or of unfinished `handshakes`; for want of `memory`.",
         ["listener", "reason"],
         cells().flat_map(|(cell, name)| {
-            let seen = cell.refused().filter(|(_, count)| *count > 0);
-            seen.map(move |(reason, count)| ([name.clone(), reason.as_str().into()], count))
+            cell.refused().map(move |(reason, count)| ([name.clone(), reason.as_str().into()], count))
         }),
     )?;
     page.gauges(
@@ -293,18 +292,38 @@ fn pools(page: &mut Page<'_>, view: &View, overview: &Overview) -> fmt::Result {
         "Share of a cloud in the new sessions of a pool, 0 to 1.",
         ["pool", "cloud"],
         pools().flat_map(|(pool, name)| {
-            pool.shares.iter().map(move |(cloud, share)| ([name.clone(), label(cloud.as_str())], *share))
+            let mut shares: BTreeMap<&str, f64> =
+                clouds(pool).into_iter().map(|cloud| (cloud, 0.0)).collect();
+            shares.extend(pool.shares.iter().map(|(cloud, share)| (cloud.as_str(), *share)));
+            shares.into_iter().map(move |(cloud, share)| ([name.clone(), label(cloud)], share))
         }),
     )?;
+    // The first one is to be an increase, too, so those that may come are told before.
+    let none = overview.pools.iter().flat_map(|pool| {
+        let ends: Vec<_> = clouds(pool).into_iter().chain([Failover::NONE]).collect();
+        let pairs =
+            ends.clone().into_iter().flat_map(move |from| ends.clone().into_iter().map(move |to| (from, to)));
+        pairs.filter(|(from, to)| from != to).map(|(from, to)| {
+            let failover = Failover { pool: pool.name.clone(), from: from.to_owned(), to: to.to_owned() };
+            (failover, 0)
+        })
+    });
+    let mut failovers: BTreeMap<Failover, u64> = none.collect();
+    failovers.extend(view.failovers());
     page.counters(
         "twinspan_failovers",
-        "How often the new sessions of a pool moved to other clouds.",
+        "How often the new sessions of a pool moved to other clouds; `none` where there were none to go to.",
         ["pool", "from", "to"],
-        view.failovers().into_iter().map(|(failover, count)| {
+        failovers.into_iter().map(|(failover, count)| {
             let pool = failover.pool.as_str().to_owned().into();
             ([pool, failover.from.into(), failover.to.into()], count)
         }),
     )
+}
+
+/// The clouds that a pool has endpoints in.
+fn clouds(pool: &PoolView) -> BTreeSet<&str> {
+    pool.endpoints.iter().map(|endpoint| endpoint.identity.cloud.as_str()).collect()
 }
 
 fn resolving(page: &mut Page<'_>, view: &View, overview: &Overview) -> fmt::Result {

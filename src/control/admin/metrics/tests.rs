@@ -159,7 +159,10 @@ fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
     let end = [("listener", "pg"), ("side", "upstream"), ("stage", "relay"), ("cause", "reset")];
     assert_eq!(counter("twinspan_connections_closed", &end), 1.0);
     assert_eq!(families["twinspan_connections_closed"].1.len(), 1, "only ends that were seen");
+    let denied = [("listener", "pg"), ("reason", "denied")];
+    assert_eq!(counter("twinspan_connections_refused", &denied), 0.0, "none yet is told too");
     let aws = [("pool", "db"), ("cloud", "aws")];
+    assert_eq!(counter("twinspan_upstream_unanswered", &[aws[0], aws[1], ("sign", "mute")]), 0.0);
     let to_client = [aws[0], aws[1], ("direction", "to_client")];
     assert_eq!(counter("twinspan_transferred_bytes", &to_client), 4000.0);
     let refused = [aws[0], aws[1], ("reason", "refused")];
@@ -193,7 +196,13 @@ fn the_page_is_open_metrics_and_says_what_the_cells_hold() {
     assert_eq!(gauge("twinspan_pool_out_ratio", &[("pool", "db"), ("by", "ejected")]), 0.25);
     assert_eq!(gauge("twinspan_upstream_connections_active", &down), 1.0);
     assert_eq!(gauge("twinspan_route_weight_ratio", &aws), 1.0);
+    let gcp = [("pool", "db"), ("cloud", "gcp")];
+    assert_eq!(gauge("twinspan_route_weight_ratio", &gcp), 0.0, "one that gets nothing is told too");
     assert_eq!(counter("twinspan_failovers", &[("pool", "db"), ("from", "aws"), ("to", "gcp")]), 1.0);
+    for (from, to) in [("gcp", "aws"), ("gcp", "none"), ("none", "gcp")] {
+        let told = counter("twinspan_failovers", &[("pool", "db"), ("from", from), ("to", to)]);
+        assert_eq!(told, 0.0, "from {from} to {to}: none yet is told too");
+    }
     assert_eq!(counter("twinspan_config_reloads", &[("result", "refused")]), 1.0);
     assert_eq!(gauge("twinspan_config_last_reload_successful", &[]), 0.0);
     assert!(gauge("twinspan_config_last_reload_success_timestamp_seconds", &[]) > 1.7e9);
