@@ -51,7 +51,7 @@ macro_rules! kinds {
 kinds! {
     Verdict "verdict" "Probes have a new opinion of an endpoint.",
     Ejection "ejection" "An endpoint is taken out because of what sessions met there.",
-    Trial "trial" "An ejected endpoint may be tried by one session.",
+    Trial "trial" "An ejected endpoint may be tried by one session, or was tried in vain before its back-off was over.",
     Kept "kept" "An endpoint is held for bad and stays in use all the same, or that is over: the evidence says why.",
     Readmission "readmission" "An endpoint that was out is in use again.",
     Domain "domain" "The verdict about a whole cloud has changed.",
@@ -204,7 +204,8 @@ impl Happening {
         let what = match self.kind {
             Kind::Verdict => format!("{who} {after}"),
             Kind::Ejection => format!("{who} is ejected"),
-            Kind::Trial => format!("{who} may be tried by one session"),
+            Kind::Trial if after == "trial" => format!("{who} may be tried by one session"),
+            Kind::Trial => format!("{who} was tried in vain"),
             Kind::Kept => format!("{who} is {after}"),
             Kind::Readmission => format!("{who} is in use again"),
             Kind::Domain => format!("{who} is {after}"),

@@ -42,6 +42,16 @@ pub(super) struct Ejection {
     pub(super) trial: Option<Trial>,
 }
 
+impl Ejection {
+    /// True if a session may try it, or last might, though its back-off is not over.
+    pub(super) fn was_tried_early(&self) -> bool {
+        match &self.trial {
+            Some(trial) => trial.since < self.until,
+            None => self.tried > self.at,
+        }
+    }
+}
+
 /// What a trial began with.
 #[derive(Debug)]
 pub(super) struct Trial {

@@ -42,7 +42,7 @@ pub enum FindingKind {
     Ejection,
     /// An endpoint is used again.
     Readmission,
-    /// One session at a time may try an endpoint.
+    /// One session at a time may try an endpoint, or has tried it in vain before its back-off was over.
     Trial,
     /// A cloud is down as a whole.
     Cloud,

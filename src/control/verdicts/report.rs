@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     Verdicts,
     cloud::{Cloud, State, seconds},
-    ejection::ramp,
+    ejection::{Ejection, ramp},
     endpoint::{LATELY, Record, Shown, Use},
     facts::{Kept, Standing},
     finding::{Decision, Finding, FindingKind},
@@ -100,8 +100,9 @@ impl Pool {
                 continue;
             }
             let before = std::mem::replace(&mut record.shown, after);
+            let early = record.ejection.as_ref().is_some_and(Ejection::was_tried_early);
             findings.push(Finding {
-                kind: kind(before, after),
+                kind: kind(before, after, early),
                 pool: Some(self.name.clone()),
                 endpoint: Some(record.key.address),
                 cloud: clouds.get(record.cloud).map(|cloud| cloud.name.clone()),
@@ -174,8 +175,10 @@ impl Pool {
     }
 }
 
-const fn kind(before: Shown, after: Shown) -> FindingKind {
+/// `early`: it was tried while its back-off went on, which goes on after that.
+const fn kind(before: Shown, after: Shown, early: bool) -> FindingKind {
     match (before, after) {
+        (Shown::Trial, Shown::Ejected) if early => FindingKind::Trial,
         (_, Shown::Kept) | (Shown::Kept, Shown::In) => FindingKind::Kept,
         (_, Shown::Out | Shown::New) | (Shown::New, Shown::In) => FindingKind::Verdict,
         (_, Shown::Ejected) => FindingKind::Ejection,
@@ -203,12 +206,15 @@ impl Record {
         }
         match (&self.ejection, self.kept) {
             (Some(ejection), _) if ejection.trial.is_some() => {
-                format!("its back-off is over: one session at a time may try it ({})", ejection.why)
+                let now =
+                    if ejection.was_tried_early() { "what is in use is bad" } else { "its back-off is over" };
+                format!("{now}: one session at a time may try it ({})", ejection.why)
             }
             (Some(ejection), _) => {
                 let back_off = seconds(ejection.until.duration_since(ejection.at));
                 let count = self.back_off.last();
-                format!("{}; back-off {back_off}, number {count}", ejection.why)
+                let tried = if ejection.was_tried_early() { ", tried early in vain" } else { "" };
+                format!("{}; back-off {back_off}, number {count}{tried}", ejection.why)
             }
             (None, Some(kept)) => format!("kept: {} ({})", kept.as_str(), self.complaint()),
             (None, None) if self.proven => self.note.to_string(),

@@ -101,14 +101,22 @@ fn where_probes_were_good_all_the_time_one_session_tries_early_and_the_back_off_
     bed.good(1, 1);
     bed.tick();
     assert!(!bed.is_in(0) && bed.is_in(1));
+    let last = |bed: &Bed| {
+        let own = |finding: &&Finding| finding.endpoint == Some(bed.keys[0].address);
+        bed.findings.iter().rev().find(own).cloned().unwrap()
+    };
     let until = bed.explain(0).back_off_until;
     bed.pass(secs(1));
     bed.fail(1, 1);
     bed.pass(2 * TICK);
     assert_eq!(bed.standing(0), Standing::Trial, "what is in use is bad");
+    assert!(last(&bed).evidence.starts_with("what is in use is bad: one session"), "{:?}", last(&bed));
     bed.fail(0, 1);
     bed.tick();
     assert_eq!((bed.explain(0).back_off_until, bed.explain(0).ejections), (until, 1));
+    let told = last(&bed);
+    assert_eq!((told.kind, told.after.as_str()), (FindingKind::Trial, "ejected"), "no other ejection");
+    assert!(told.evidence.ends_with(", number 1, tried early in vain"), "{told:?}");
     bed.pass(2 * TICK);
     assert!(matches!(bed.standing(0), Standing::Out { .. }), "not again at once");
     bed.fail(1, 1);
