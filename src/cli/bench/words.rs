@@ -27,9 +27,7 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
         Some(b'm' | b'M') => (bare.get(..bare.len() - 1), 1e6),
         _ => (Some(bare), 1.0),
     };
-    let rate =
-        number.and_then(|number| number.trim().parse::<f64>().ok()).map(|rate| (rate * factor).round());
-    match rate {
+    match number.and_then(|number| number.trim().parse::<f64>().ok()).map(|rate| rate * factor) {
         Some(rate) if (1.0..=FASTEST).contains(&rate) =>
         {
             #[expect(
@@ -37,7 +35,7 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
                 clippy::cast_sign_loss,
                 reason = "from 1 to a billion"
             )]
-            Ok(rate as u64)
+            Ok(rate.round() as u64)
         }
         Some(_) => Err(format!("from 1 to {FASTEST:.0} a second")),
         None => Err("not a rate: 200, 15k, 1.5M".to_owned()),
@@ -86,7 +84,7 @@ mod tests {
     #[test]
     fn rates_are_a_second() {
         assert_eq!(["1", "200/s", "15k", "1.5M"].map(rate), [1, 200, 15_000, 1_500_000].map(Ok));
-        for bad in ["", "k", "0", "0.2", "-5", "nan", "inf", "1e12", "10q"] {
+        for bad in ["", "k", "0", "0.2", "0.5", "-5", "nan", "inf", "1e12", "10q"] {
             assert!(rate(bad).is_err(), "{bad}");
         }
     }
