@@ -327,3 +327,84 @@ fn settle(tried: io::Result<()>, done: Option<usize>) -> io::Result<Option<usize
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::{Read, Seek, Write},
+        os::fd::{AsFd, BorrowedFd},
+    };
+
+    use super::*;
+
+    /// What can always be spliced from or to.
+    struct Endless(File);
+
+    impl AsFd for Endless {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    impl Socket for Endless {
+        fn readable(&self) -> io::Result<bool> {
+            Ok(true)
+        }
+
+        fn writable(&self) -> io::Result<bool> {
+            Ok(true)
+        }
+
+        fn may_be_urgent(&self) -> bool {
+            false
+        }
+
+        fn try_read<T>(&self, _anyway: bool, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+            read()
+        }
+
+        fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+            write()
+        }
+    }
+
+    /// A source of so many bytes, and a sink.
+    fn ends(bytes: &[u8]) -> (Endless, Endless) {
+        let mut source = tempfile::tempfile().unwrap();
+        source.write_all(bytes).unwrap();
+        source.rewind().unwrap();
+        (Endless(source), Endless(tempfile::tempfile().unwrap()))
+    }
+
+    fn splicing() -> Flow {
+        Flow { mode: Mode::Splice(0), ..Flow::default() }
+    }
+
+    #[test]
+    fn a_turn_ends_though_there_is_always_more() {
+        let (source, sink) = ends(&vec![7; 8 * TURN]);
+        let mut flow = splicing();
+        for turns in 1..=3 {
+            let before = flow.moved;
+            assert_eq!(flow.deliver(&source, &sink).unwrap(), Step::Again, "turn {turns}");
+            let moved = usize::try_from(flow.moved - before).unwrap();
+            // The last transfer of a turn may take as much as a pipe holds.
+            assert!((TURN..2 * TURN).contains(&moved), "{moved}");
+        }
+    }
+
+    #[test]
+    fn a_smaller_pipe_than_asked_for_carries_every_byte() {
+        let bytes: Vec<u8> = (0..=250).cycle().take(3 * TURN).collect();
+        let (source, sink) = ends(&bytes);
+        splice::give_back(Pipe::of(splice::LEAST).unwrap());
+        let mut flow = splicing();
+        assert_eq!(flow.deliver(&source, &sink).unwrap(), Step::Again);
+        assert_eq!(usize::try_from(flow.moved).unwrap(), TURN, "in eight pipes");
+        let (mut sink, mut got) = (sink.0, Vec::new());
+        sink.rewind().unwrap();
+        sink.read_to_end(&mut got).unwrap();
+        assert!(bytes.starts_with(&got) && got.len() == TURN);
+    }
+}

@@ -22,7 +22,7 @@ use crate::proxy::accept;
 const WANTED: usize = 512 * 1024;
 
 /// With less than this, copying is as good. An unprivileged user gets one page a pipe beyond `pipe-user-pages-soft`.
-const LEAST: usize = 64 * 1024;
+pub(super) const LEAST: usize = 64 * 1024;
 
 /// Time before a pipe is asked for again where none was to be had: asking costs more than copying.
 const SHORTAGE: Duration = Duration::from_millis(100);
@@ -107,6 +107,14 @@ pub(super) fn is_short(error: &io::Error) -> bool {
 }
 
 impl Pipe {
+    /// One of this size.
+    #[cfg(test)]
+    pub(super) fn of(size: usize) -> io::Result<Self> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let capacity = fcntl_setpipe_size(&write, size)?;
+        Ok(Self { read, write, capacity, held: 0 })
+    }
+
     fn new() -> io::Result<Option<Self>> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // Slow readers keep their pipes, and whoever waits to be accepted or to ask needs descriptors too.
