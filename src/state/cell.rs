@@ -227,7 +227,15 @@ impl EndpointCell {
     /// sessions are limited, one more has begun then.
     #[must_use]
     pub fn enter(&self, room: Room) -> bool {
-        self.waiting.load(SeqCst) == 0 && self.squeeze_in(room)
+        if self.waiting.load(SeqCst) > 0 {
+            return false;
+        }
+        let entered = self.squeeze_in(room);
+        // One that has begun to wait meanwhile may have found the place of a session taken that is not.
+        if !entered && self.waiting.load(SeqCst) > 0 {
+            self.room.notify_one();
+        }
+        entered
     }
 
     fn squeeze_in(&self, room: Room) -> bool {
@@ -240,7 +248,8 @@ impl EndpointCell {
         }
         let entered = one_more(&self.dialling, room.dials);
         if !entered && room.sessions.is_some() {
-            self.finish();
+            // Nobody is told: it may be the one who waits that tries here, and his own word would have him try for ever.
+            self.active.fetch_sub(1, SeqCst);
         }
         entered
     }
@@ -498,6 +507,27 @@ mod tests {
         // Without a place to dial nothing counts.
         let none = Room { dials: 1, sessions: Some(9) };
         assert!(!cell.enter(none) && cell.active() == 2);
+    }
+
+    #[test]
+    fn who_waits_for_a_place_to_dial_lets_others_run_though_more_sessions_may_be() {
+        let (told, heard) = std::sync::mpsc::sync_channel(1);
+        // On a thread of its own: one that never lets go cannot be stopped.
+        drop(thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
+                let (cell, room) = (EndpointCell::default(), Room { dials: 1, sessions: Some(9) });
+                assert!(cell.enter(room));
+                let mut asked = 0;
+                let found = cell.queue(room, 1, || {
+                    asked += 1;
+                    (asked == 3).then_some("there")
+                });
+                told.send((found.await, cell.active())).unwrap();
+            });
+        }));
+        let found = heard.recv_timeout(Duration::from_secs(20));
+        assert_eq!(found, Ok((Queued::Elsewhere("there"), 1)));
     }
 
     #[tokio::test(start_paused = true)]
