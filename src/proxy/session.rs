@@ -74,13 +74,8 @@ async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, en
             Err(end) => return books.close(end),
         };
         let pace = connect::pace(&books, &pool);
-        if pool.towards.tls.is_some() || !pace.is_free() {
-            match Box::pin(edge::pass_on(&watched, &upstream, &mut books, (&pool, limits, pace))).await {
-                Some(end) => break (upstream, end),
-                None => continue,
-            }
-        }
-        if let Some(engine) = engine {
+        let is_plain = pool.towards.tls.is_none() && pace.is_free();
+        if is_plain && let Some(engine) = engine {
             drop(watched);
             return engine.adopt(client, upstream, books, limits);
         }
@@ -90,6 +85,12 @@ async fn story(client: Peer, mut books: Books, mut begun: Option<Box<Begun>>, en
                 Ok(watched) => watched,
                 Err(end) => return books.close(end),
             };
+        }
+        if !is_plain {
+            match Box::pin(edge::pass_on(&watched, &upstream, &mut books, (&pool, limits, pace))).await {
+                Some(end) => break (upstream, end),
+                None => continue,
+            }
         }
         drop(pool);
         net::set_nodelay(&upstream);
@@ -319,16 +320,13 @@ impl Books {
     /// once, or when the client had sent something, before a byte was exchanged, so that another one may have the session.
     /// An orderly end is its answer.
     pub(super) fn lose(&mut self, relay: &mut Relay, end: End, now: Instant) -> bool {
-        let reset = end.is_by_endpoint() && end.cause == Cause::Reset;
-        let begun = self.early.as_ref().is_some_and(|early| early.passed_on > 0 || early.client_ended);
-        if !reset || begun {
+        if !self.may_go_elsewhere(end) {
             return false;
         }
         let Some((undelivered, endpoint)) = relay.undelivered().zip(self.endpoint.as_ref()) else {
             return false;
         };
-        // Later, a reset is the endpoint's word on a session that nobody uses.
-        if undelivered.is_empty() && now >= self.connected.unwrap_or(self.started) + AT_ONCE {
+        if undelivered.is_empty() && !self.is_new(now) {
             return false;
         }
         self.asked |= !undelivered.is_empty();
@@ -337,6 +335,17 @@ impl Books {
         early.lost = Some((end, Counted::NotYet));
         early.owed = undelivered;
         true
+    }
+
+    /// True when the endpoint has reset the connection and was sent nothing of the session before the relay began.
+    pub(super) fn may_go_elsewhere(&self, end: End) -> bool {
+        let reset = end.is_by_endpoint() && end.cause == Cause::Reset;
+        reset && !self.early.as_ref().is_some_and(|early| early.passed_on > 0 || early.client_ended)
+    }
+
+    /// True if it has connected just now. Later, a reset is the endpoint's word on a session that nobody uses.
+    pub(super) fn is_new(&self, now: Instant) -> bool {
+        now < self.connected.unwrap_or(self.started) + AT_ONCE
     }
 
     /// Endpoints that have reset it, and are not to be tried again.

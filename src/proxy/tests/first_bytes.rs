@@ -1,7 +1,10 @@
 //! Endpoints that accept and do not answer: counted, and left where the pool allows it.
 
-use super::*;
-use crate::state::Replay;
+use super::{
+    entries::{entry, hear},
+    *,
+};
+use crate::state::{Entry, Replay};
 
 const QUARTER: Duration = Duration::from_millis(250);
 
@@ -445,5 +448,44 @@ async fn where_no_time_is_set_a_silent_session_ends_as_an_idle_one() {
         assert_eq!((gray, replayed(&plane)), ([(0, 0, 0); 2], 0), "{carrier:?}");
         assert_eq!(plane.ends().len(), 1);
         assert_eq!(plane.ends()[0].0.cause, crate::telemetry::Cause::Idle);
+    }
+}
+
+/// The same plane, with sessions that are paced.
+async fn paced(carrier: Carrier, endpoints: &[SocketAddr], connect: Connect) -> Plane {
+    let plane = Plane::start(carrier, 1, &[]).await;
+    plane.publish(endpoints, connect, LIMITS);
+    hear(&plane.shared, &plane.cell, Entry { bandwidth: Some(1 << 24), ..entry() });
+    plane
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_endpoint_was_sent_goes_to_no_other_one_in_part() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let asked_and_reset = endpoint(|mut stream| async move {
+            stream.read_exact(&mut [0; 5]).await.unwrap();
+            // It has been found mute by then.
+            sleep(2 * QUARTER).await;
+            reset(stream);
+        });
+        let plane = paced(carrier, &[asked_and_reset.await, echo().await], WATCH).await;
+        let mut client = plane.client().await;
+        client.write_all(b"hello").await.unwrap();
+        assert!(soon(client.read(&mut [0])).await.is_err(), "the reset is passed on");
+        plane.quiet().await;
+        assert_eq!((cell(&plane, 0).cell.bytes(), cell(&plane, 1).cell.sessions()), ((5, 0), 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paced_session_goes_on_with_what_was_too_much_to_be_kept() {
+    for carrier in [Carrier::Engine, Carrier::Tokio] {
+        let plane = paced(carrier, &[echo().await], MOVE).await;
+        for sessions in 1..=10 {
+            let mut client = plane.client().await;
+            // The client is silent while its endpoint is first watched.
+            eventually(|| cell(&plane, 0).cell.sessions() == sessions).await;
+            exchange(&mut client, &request(10_000)).await;
+        }
     }
 }

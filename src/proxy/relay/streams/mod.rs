@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     net,
-    proxy::session::{AT_ONCE, Books, Moved},
+    proxy::session::{Books, Moved},
     state::SessionLimits,
     telemetry::{Cause, End, Side, Stage},
 };
@@ -199,14 +199,13 @@ where
     }
 
     /// True when the endpoint has reset the connection at once, or when the client had sent something, before a byte was
-    /// exchanged. Later, a reset is its word on a session that nobody uses.
+    /// exchanged.
     fn is_lost(&self, end: End, books: &Books) -> bool {
         let untouched = self.moved() == Moved::default()
             && self.to_client.held.is_empty()
             && self.to_upstream.state == Ends::Open;
-        let soon = Instant::now() < books.connected.unwrap_or(books.started) + AT_ONCE;
-        let reset = end.is_by_endpoint() && end.cause == Cause::Reset;
-        reset && untouched && (soon || !self.to_upstream.held.is_empty())
+        let asked = !self.to_upstream.held.is_empty();
+        untouched && books.may_go_elsewhere(end) && (asked || books.is_new(Instant::now()))
     }
 
     /// What a dead side had sent before goes to the other one, for as long as that takes it: then a reset follows.
