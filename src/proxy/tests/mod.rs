@@ -6,6 +6,7 @@ pub(in crate::proxy) mod entries;
 mod first_bytes;
 mod live;
 mod losses;
+mod paced;
 mod races;
 mod shares;
 mod storm;

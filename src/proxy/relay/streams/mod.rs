@@ -2,23 +2,25 @@
 //! sockets: ends are passed on as ends (`close_notify` where there is TLS), resets as resets, and TLS that breaks off without
 //! `close_notify` is a reset (RFC 8446, section 6.1): a loss must not look like an end.
 
+mod flow;
+
 use std::{
-    cell::RefCell,
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep_until},
+    io::{AsyncRead, AsyncWrite, Interest},
+    time::{Instant, Sleep, sleep_until, timeout, timeout_at},
 };
 
+use self::flow::{Broken, Ends, Flow, Step};
 use super::{
     CLIENT_GONE, LOOK_FIRST, LOOK_MOST, Pace, Watched,
-    pace::Lane,
     patience::{Done, Patience},
 };
 use crate::{
@@ -27,17 +29,6 @@ use crate::{
     state::SessionLimits,
     telemetry::{Cause, End, Side, Stage},
 };
-
-/// The room for one read: the largest record of TLS.
-const ROOM: usize = 16 * 1024;
-
-/// Reads of one direction before others have their turn.
-const TURN: u32 = 32;
-
-thread_local! {
-    /// What is read goes through here; a session has memory of its own only while bytes wait for a reader.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; ROOM].into_boxed_slice());
-}
 
 /// A side's stream, and the socket below it.
 pub(in crate::proxy) struct Below<'a, 'w, S> {
@@ -70,25 +61,42 @@ where
     let mut relay = Streams {
         client,
         upstream,
-        to_upstream: Flow { held: owed, ..Flow::default() },
+        to_upstream: Flow::owing(owed),
         to_client: Flow::default(),
         patience: Patience::new(now, limits),
         pace,
     };
     let mut timer = pin!(sleep_until(relay.deadline()));
+    let (near, far) = (relay.client.socket, relay.upstream.socket);
+    let mut client_fails = pin!(near.ready(Interest::ERROR));
+    let mut upstream_fails = pin!(far.ready(Interest::ERROR));
     let end = poll_fn(|context| {
         let polled = relay.poll(context, timer.as_mut());
         books.account(relay.moved());
+        if polled.is_pending() && relay.overlooks_resets() {
+            if client_fails.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(failed(Side::Client, near)));
+            }
+            if upstream_fails.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(failed(Side::Upstream, far)));
+            }
+        }
         polled
     })
     .await;
     match end {
         Ok(end) => {
-            relay.patience.leave(relay.client.socket, relay.upstream.socket);
+            relay.patience.leave(near, far);
             Outcome::Ended(end)
         }
-        Err(end) if relay.is_lost(end, books) => Outcome::Lost(end, relay.to_upstream.held),
         Err(end) => {
+            // Unless it has answered: that shows only by reading.
+            if relay.is_lost(end, books) {
+                relay.hear_out().await;
+            }
+            if relay.is_lost(end, books) {
+                return Outcome::Lost(end, relay.to_upstream.held);
+            }
             relay.last_words(end).await;
             books.account(relay.moved());
             Outcome::Ended(end)
@@ -103,43 +111,6 @@ struct Streams<'a, 'w, C, U> {
     to_client: Flow,
     patience: Patience,
     pace: Pace,
-}
-
-/// One direction.
-#[derive(Default)]
-struct Flow {
-    /// What was read and not written: empty where nothing waits.
-    held: Vec<u8>,
-    /// So much of it was written.
-    written: usize,
-    state: Ends,
-    /// Written, but perhaps still in the sink's own buffer.
-    unflushed: bool,
-    /// Nothing may be read before this time.
-    paused: Option<Instant>,
-    moved: u64,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Ends {
-    #[default]
-    Open,
-    /// The source has ended, and the sink is to learn it.
-    Ending,
-    Ended,
-}
-
-/// A side whose stream failed.
-enum Broken {
-    Source(io::Error),
-    Sink(io::Error),
-}
-
-/// What a turn of a direction has come to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Waiting,
-    Again,
 }
 
 impl<C, U> Streams<'_, '_, C, U>
@@ -208,33 +179,44 @@ where
         untouched && books.may_go_elsewhere(end) && (asked || books.is_new(Instant::now()))
     }
 
+    /// Takes what an endpoint that has failed had sent before.
+    async fn hear_out(&mut self) {
+        let heard = poll_fn(|context| {
+            let lane = &mut self.pace.lane_to_client();
+            self.to_client.empty(context, self.upstream.stream, self.client.stream, lane, true)
+        });
+        drop(timeout(LOOK_MOST, heard).await);
+    }
+
     /// What a dead side had sent before goes to the other one, for as long as that takes it: then a reset follows.
     async fn last_words(&mut self, end: End) {
-        let patience = match end.side {
-            Side::Client => CLIENT_GONE,
-            Side::Upstream => self.patience.limits.user_timeout,
-            Side::Proxy | Side::Operator => return,
-        };
-        let (flow, sink) = if end.side == Side::Client {
-            (&mut self.to_upstream, self.upstream.socket)
-        } else {
-            (&mut self.to_client, self.client.socket)
-        };
-        let deliver = async {
-            let delivered = if end.side == Side::Client {
-                poll_fn(|context| flow.deliver(context, self.upstream.stream)).await
-            } else {
-                poll_fn(|context| flow.deliver(context, self.client.stream)).await
-            };
-            // With SO_LINGER 0 the kernel drops what its peer has not acknowledged, so that is waited for. There is no event
-            // for it.
-            let mut pause = LOOK_FIRST;
-            while delivered.is_ok() && net::waiting(sink) > 0 {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LOOK_MOST);
+        let (client, upstream) = (&mut self.client, &mut self.upstream);
+        let waits = !matches!(end.cause, Cause::TimedOut | Cause::Idle | Cause::HalfClosed);
+        match end.side {
+            Side::Client => {
+                let lane = |pace: &mut Pace, flow: &mut Flow, context: &mut Context<'_>| {
+                    flow.empty(context, client.stream, upstream.stream, &mut pace.lane_to_upstream(), waits)
+                };
+                let patience = Patient { most: CLIENT_GONE, serves: false };
+                last(&mut self.to_upstream, &mut self.pace, upstream.socket, patience, lane).await;
             }
-        };
-        tokio::time::timeout(patience, deliver).await.unwrap_or_default();
+            Side::Upstream => {
+                let lane = |pace: &mut Pace, flow: &mut Flow, context: &mut Context<'_>| {
+                    flow.empty(context, upstream.stream, client.stream, &mut pace.lane_to_client(), waits)
+                };
+                let patience = Patient { most: self.patience.limits.user_timeout, serves: true };
+                last(&mut self.to_client, &mut self.pace, client.socket, patience, lane).await;
+            }
+            Side::Proxy | Side::Operator => {}
+        }
+    }
+
+    /// True while a reset would not be noticed by reading: a side is not read once it has ended, or while the other side
+    /// takes nothing.
+    fn overlooks_resets(&self) -> bool {
+        [&self.to_upstream, &self.to_client]
+            .into_iter()
+            .any(|flow| flow.is_stalled() || flow.state != Ends::Open)
     }
 
     const fn moved(&self) -> Moved {
@@ -260,159 +242,57 @@ where
     }
 }
 
-impl Flow {
-    /// Moves what can be moved now.
-    fn run<R, W>(
-        &mut self,
-        context: &mut Context<'_>,
-        source: &mut R,
-        sink: &mut W,
-        lane: &mut Lane<'_>,
-    ) -> Result<Step, Broken>
-    where
-        R: AsyncRead + AsyncWrite + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        for _ in 0..TURN {
-            match self.drain(context, sink) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Err(Broken::Sink(error)),
-                Poll::Pending => return Ok(Step::Waiting),
-            }
-            match self.state {
-                Ends::Ended => return Ok(Step::Waiting),
-                Ends::Ending => {
-                    match Pin::new(&mut *sink).poll_shutdown(context) {
-                        Poll::Ready(Ok(())) => self.state = Ends::Ended,
-                        Poll::Ready(Err(error)) => return Err(Broken::Sink(error)),
-                        Poll::Pending => {}
-                    }
-                    return Ok(Step::Waiting);
-                }
-                Ends::Open => {}
-            }
-            match self.copy(context, source, sink, lane)? {
-                Poll::Ready(()) => {}
-                Poll::Pending => {
-                    // Nothing follows for now: what the sink keeps is to go out.
-                    if let Poll::Ready(Err(error)) = self.flush(context, sink) {
-                        return Err(Broken::Sink(error));
-                    }
-                    // Reading may have left something to say to the source itself, such as an alert of TLS.
-                    if let Poll::Ready(Err(error)) = Pin::new(source).poll_flush(context) {
-                        return Err(Broken::Source(error));
-                    }
-                    return Ok(Step::Waiting);
-                }
-            }
-        }
-        Ok(Step::Again)
-    }
+/// How long the survivor of a session is waited for.
+#[derive(Clone, Copy)]
+struct Patient {
+    most: Duration,
+    /// Anew for as long as it takes something.
+    serves: bool,
+}
 
-    /// One read, and what the sink takes of it at once. Pending when there is nothing to read.
-    fn copy<R, W>(
-        &mut self,
-        context: &mut Context<'_>,
-        source: &mut R,
-        sink: &mut W,
-        lane: &mut Lane<'_>,
-    ) -> Result<Poll<()>, Broken>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        let allowed = match lane.take(ROOM) {
-            Ok(allowed) => allowed,
-            Err(later) => {
-                self.paused = Some(later);
-                return Ok(Poll::Pending);
+/// Delivers the last bytes of a direction, and waits until they have arrived.
+async fn last(
+    flow: &mut Flow,
+    pace: &mut Pace,
+    sink: &Watched<'_>,
+    patience: Patient,
+    mut empty: impl FnMut(&mut Pace, &mut Flow, &mut Context<'_>) -> Poll<io::Result<Option<Instant>>>,
+) {
+    let arrived = |flow: &Flow| flow.moved.saturating_sub(net::waiting(sink) as u64);
+    let mut seen = arrived(flow);
+    let mut deadline = Instant::now() + patience.most;
+    // With SO_LINGER 0 the kernel drops what its peer has not acknowledged, so that is waited for. There is no event for it.
+    let mut pause = LOOK_FIRST;
+    loop {
+        let emptied = timeout_at(deadline, poll_fn(|context| empty(pace, flow, context))).await;
+        let next = match emptied {
+            Ok(Err(_)) => return,
+            Ok(Ok(Some(later))) => {
+                deadline = deadline.max(later + patience.most);
+                later
             }
+            Ok(Ok(None)) if net::waiting(sink) == 0 => return,
+            Ok(Ok(None)) => {
+                let next = Instant::now() + pause;
+                pause = (pause * 2).min(LOOK_MOST);
+                next
+            }
+            Err(_) => deadline,
         };
-        self.paused = None;
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut room = ReadBuf::new(scratch.get_mut(..allowed).unwrap_or_default());
-            let read = Pin::new(source).poll_read(context, &mut room);
-            let mut bytes = room.filled();
-            lane.give_back(allowed - bytes.len());
-            match read {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Err(error)) => return Err(Broken::Source(error)),
-                Poll::Ready(Ok(())) => {}
-            }
-            if bytes.is_empty() {
-                self.state = Ends::Ending;
-                return Ok(Poll::Ready(()));
-            }
-            while !bytes.is_empty() {
-                match Pin::new(&mut *sink).poll_write(context, bytes) {
-                    Poll::Ready(Ok(0)) => return Err(Broken::Sink(io::ErrorKind::WriteZero.into())),
-                    Poll::Ready(Ok(length)) => {
-                        self.wrote(length);
-                        bytes = bytes.get(length..).unwrap_or_default();
-                    }
-                    Poll::Ready(Err(error)) => return Err(Broken::Sink(error)),
-                    Poll::Pending => break,
-                }
-            }
-            self.held.extend_from_slice(bytes);
-            Ok(Poll::Ready(()))
-        })
-    }
-
-    /// Writes what waits. Ready when nothing does.
-    fn drain<W: AsyncWrite + Unpin>(
-        &mut self,
-        context: &mut Context<'_>,
-        sink: &mut W,
-    ) -> Poll<io::Result<()>> {
-        while let Some(bytes) = self.held.get(self.written..).filter(|bytes| !bytes.is_empty()) {
-            match Pin::new(&mut *sink).poll_write(context, bytes) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(length)) => {
-                    self.written += length;
-                    self.wrote(length);
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        (self.held, self.written) = (Vec::new(), 0);
-        Poll::Ready(Ok(()))
-    }
-
-    fn flush<W: AsyncWrite + Unpin>(
-        &mut self,
-        context: &mut Context<'_>,
-        sink: &mut W,
-    ) -> Poll<io::Result<()>> {
-        if !self.unflushed {
-            return Poll::Ready(Ok(()));
-        }
-        let flushed = Pin::new(sink).poll_flush(context);
-        self.unflushed = flushed.is_pending();
-        flushed
-    }
-
-    /// Writes what waits and what the sink keeps.
-    fn deliver<W: AsyncWrite + Unpin>(
-        &mut self,
-        context: &mut Context<'_>,
-        sink: &mut W,
-    ) -> Poll<io::Result<()>> {
-        match self.drain(context, sink) {
-            Poll::Ready(Ok(())) => self.flush(context, sink),
-            other => other,
+        sleep_until(next.min(deadline)).await;
+        let now = Instant::now();
+        if patience.serves && arrived(flow) > seen {
+            (seen, deadline) = (arrived(flow), now + patience.most);
+        } else if now >= deadline {
+            return;
         }
     }
+}
 
-    const fn wrote(&mut self, length: usize) {
-        self.moved += length as u64;
-        self.unflushed = true;
-    }
-
-    const fn is_stalled(&self) -> bool {
-        !self.held.is_empty()
-    }
+/// How a session ends whose connection with this side has failed.
+fn failed(side: Side, socket: &Watched<'_>) -> End {
+    let cause = net::take_error(socket).map_or(Cause::Reset, |error| Cause::of(&error));
+    End { side, stage: Stage::Relay, cause }
 }
 
 /// How a session ends of which a side has failed. `source` is the one that was read.
