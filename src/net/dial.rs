@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
 use super::{Keepalive, Outgoing, listen::keepalive as tcp_keepalive};
+use crate::sys::Window;
 
 /// The ports that the kernel dials from: the lowest and the highest.
 const DIALLED_FROM: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -188,6 +189,11 @@ pub enum Stall {
     None,
     /// Bytes are on their way to it.
     Flight,
+    /// Bytes are on their way to it, and its window has kept some back before.
+    Slow {
+        /// It has acknowledged nothing for `user_timeout`, nor what was sent to it again.
+        silent: bool,
+    },
     /// It answers, and reads nothing: its window is closed.
     Reader,
     /// It has answered nothing for `user_timeout`.
@@ -197,19 +203,24 @@ pub enum Stall {
 /// Tells a peer that does not read from one that is gone.
 ///
 /// The kernel's TCP_USER_TIMEOUT makes no such difference: it also ends a connection whose peer answers every window
-/// probe and merely does not read (tcp_probe_timer in net/ipv4/tcp_timer.c), such as a database client in a pager.
+/// probe and merely does not read (tcp_probe_timer in net/ipv4/tcp_timer.c), such as a database client in a pager; and as it
+/// counts from the first probe of a window that opened too little for all that waited (tcp_ack_probe in
+/// net/ipv4/tcp_input.c), one that reads all the time, slowly. It must not be set on a socket that is [`Stall::Slow`].
 #[must_use]
 pub fn stall(stream: impl AsFd, user_timeout: Duration) -> Stall {
     if !crate::sys::unsent(&stream).is_ok_and(|bytes| bytes > 0) {
         return Stall::None;
     }
-    match crate::sys::progress(&stream) {
-        Ok(peer) if peer.closed => Stall::None,
-        Ok(peer) if peer.window_closed && peer.unanswered >= 3 && peer.last_ack >= user_timeout => {
-            Stall::Dead
-        }
-        Ok(peer) if peer.window_closed => Stall::Reader,
-        _ => Stall::Flight,
+    let Ok(peer) = crate::sys::progress(&stream) else {
+        return Stall::Flight;
+    };
+    let late = peer.last_ack >= user_timeout;
+    match peer.window {
+        _ if peer.closed => Stall::None,
+        Window::Closed if peer.unanswered >= 3 && late => Stall::Dead,
+        Window::Closed => Stall::Reader,
+        Window::Narrow => Stall::Slow { silent: peer.retransmits >= 3 && late },
+        Window::Open => Stall::Flight,
     }
 }
 

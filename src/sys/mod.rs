@@ -13,4 +13,4 @@ pub use options::{
     set_fixed_buffers,
 };
 pub use readiness::{EVERYTHING, readiness};
-pub use tcp::{Progress, progress, unsent};
+pub use tcp::{Progress, Window, progress, unsent};

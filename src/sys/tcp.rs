@@ -7,17 +7,30 @@ use std::{
     time::Duration,
 };
 
+/// A peer's receive window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// Nothing was ever kept back by it.
+    Open,
+    /// Open, and has kept bytes back before.
+    Narrow,
+    /// Closed: the peer is alive and does not read.
+    Closed,
+}
+
 /// How a peer answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// True when the peer's receive window is closed: it is alive and does not read.
-    pub window_closed: bool,
+    /// Its receive window.
+    pub window: Window,
     /// True when the connection is over on this side too: reset, or given up.
     pub closed: bool,
     /// True if both sides send timestamps (RFC 7323), or did while it lasted.
     pub timestamps: bool,
     /// Probes that the peer has left unanswered in a row.
     pub unanswered: u8,
+    /// Times that the same bytes were sent again, in a row.
+    pub retransmits: u8,
     /// Time since the last acknowledgement came.
     pub last_ack: Duration,
 }
@@ -66,6 +79,20 @@ impl TcpInfo {
         self.state_to_options[0]
     }
 
+    /// `tcpi_retransmits`: byte 2.
+    const fn retransmits(&self) -> u8 {
+        self.state_to_options[2]
+    }
+
+    /// From `tcpi_snd_wnd`, and `tcpi_rwnd_limited`: after delivery_rate and busy_time.
+    const fn window(&self) -> Window {
+        match (self.snd_wnd, self.delivery_to_sndbuf_limited[2]) {
+            (0, _) => Window::Closed,
+            (_, 0) => Window::Open,
+            _ => Window::Narrow,
+        }
+    }
+
     /// `tcpi_probes`: byte 3.
     const fn probes(&self) -> u8 {
         self.state_to_options[3]
@@ -109,10 +136,11 @@ pub fn progress(socket: impl AsFd) -> io::Result<Progress> {
         return Err(io::ErrorKind::Unsupported.into());
     }
     Ok(Progress {
-        window_closed: info.snd_wnd == 0,
+        window: info.window(),
         closed: info.state() == CLOSE,
         timestamps: info.options() & TIMESTAMPS != 0,
         unanswered: info.probes(),
+        retransmits: info.retransmits(),
         last_ack: Duration::from_millis(u64::from(info.last_ack_recv())),
     })
 }
@@ -128,6 +156,7 @@ mod tests {
         // Offsets from include/uapi/linux/tcp.h.
         assert_eq!(std::mem::offset_of!(TcpInfo, pacing_to_bytes_received), 104);
         assert_eq!(std::mem::offset_of!(TcpInfo, segs), 136);
+        assert_eq!(std::mem::offset_of!(TcpInfo, delivery_to_sndbuf_limited), 160);
         assert_eq!(std::mem::offset_of!(TcpInfo, delivered), 192);
         assert_eq!(std::mem::offset_of!(TcpInfo, snd_wnd), 228);
         assert_eq!(size_of::<TcpInfo>(), 232);
@@ -138,13 +167,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut writer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_reader, _) = listener.accept().unwrap();
-        assert!(!progress(&writer).unwrap().window_closed);
+        assert_eq!(progress(&writer).unwrap().window, Window::Open);
         assert_eq!(unsent(&writer).unwrap(), 0);
         writer.set_nonblocking(true).unwrap();
         let chunk = vec![0; 65_536];
         while writer.write(&chunk).is_ok() {}
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-        while !progress(&writer).unwrap().window_closed {
+        while progress(&writer).unwrap().window != Window::Closed {
             assert!(tokio::time::Instant::now() < deadline);
             std::thread::yield_now();
         }

@@ -1,7 +1,8 @@
 //! Watches over unacknowledged bytes. TCP_USER_TIMEOUT ends silent deaths, but would also end a living peer that does not
-//! read, and an idle one at its first lost keepalive probe. So it is set only while bytes are on their way; while a peer's
-//! window is closed, its answers to window probes are watched instead. The client's socket has its keepalive from the
-//! listener; the upstream one gets it here, once the session has lasted.
+//! read, one that reads slowly, and an idle one at its first lost keepalive probe. So it is set only while bytes are on their
+//! way to a peer whose window was never closed; while it is, its answers to window probes are watched instead, and
+//! afterwards its acknowledgements. The client's socket has its keepalive from the listener; the upstream one gets it here,
+//! once the session has lasted.
 
 use std::{os::fd::AsFd, time::Duration};
 
@@ -22,9 +23,36 @@ const LOOK: Duration = Duration::from_secs(10);
 pub(super) struct Watch {
     due: Option<Instant>,
     guarded: bool,
-    /// TCP_USER_TIMEOUT is set on this side's socket.
-    client: bool,
-    upstream: bool,
+    client: Guard,
+    upstream: Guard,
+}
+
+/// How one side is watched.
+#[derive(Debug, Default)]
+struct Guard {
+    /// TCP_USER_TIMEOUT is set on its socket.
+    armed: bool,
+    /// Looks in a row that have found bytes on their way to it, where the kernel cannot be left to count the time.
+    looks: u16,
+}
+
+impl Guard {
+    /// Takes note of a look. True if the side is dead.
+    fn saw<S: AsFd>(&mut self, stall: Stall, stream: &S, timeout: Duration, pause: Duration) -> bool {
+        let flight = stall == Stall::Flight;
+        if flight != self.armed {
+            net::set_user_timeout(stream, flight.then_some(timeout));
+            self.armed = flight;
+        }
+        let Stall::Slow { silent } = stall else {
+            self.looks = 0;
+            return stall == Stall::Dead;
+        };
+        // The first one begins the time.
+        let passed = pause * u32::from(self.looks);
+        self.looks = self.looks.saturating_add(1);
+        silent && passed >= timeout
+    }
 }
 
 /// What a look has shown.
@@ -42,7 +70,7 @@ impl Watch {
     /// A watch over a session that begins now.
     pub(super) fn new(now: Instant, limits: &SessionLimits) -> Self {
         let due = now + pause(limits).min(limits.keepalive.idle);
-        Self { due: Some(due), guarded: false, client: false, upstream: false }
+        Self { due: Some(due), guarded: false, client: Guard::default(), upstream: Guard::default() }
     }
 
     /// True once it has changed the options of a socket.
@@ -80,18 +108,13 @@ impl Watch {
             self.guarded = true;
         }
         let mut seen = Look::Quiet;
-        for (side, stream, timeout, armed) in [
+        for (side, stream, timeout, guard) in [
             (Side::Client, client, limits.user_timeout, &mut self.client),
             (Side::Upstream, upstream, limits.upstream_timeout, &mut self.upstream),
         ] {
             let stall = net::stall(stream, timeout);
-            if stall == Stall::Dead {
+            if guard.saw(stall, stream, timeout, pause(limits)) {
                 return Look::Dead(side);
-            }
-            let flight = stall == Stall::Flight;
-            if flight != *armed {
-                net::set_user_timeout(stream, flight.then_some(timeout));
-                *armed = flight;
             }
             if stall != Stall::None {
                 seen = Look::Waiting;
@@ -104,8 +127,8 @@ impl Watch {
 
     /// Leaves what is still on its way to the kernel, which is to deliver it however long the peer pauses.
     pub(super) fn leave<S: AsFd>(&self, client: &S, upstream: &S) {
-        for (stream, armed) in [(client, self.client), (upstream, self.upstream)] {
-            if armed {
+        for (stream, guard) in [(client, &self.client), (upstream, &self.upstream)] {
+            if guard.armed {
                 net::set_user_timeout(stream, None);
             }
         }

@@ -98,3 +98,33 @@ async fn a_slow_reader_gets_more_than_the_kernel_holds_of_an_endpoint_that_was_r
     .await;
     assert_eq!(relay.await.unwrap().0.cause, Cause::Reset);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_a_little_all_the_time_is_not_taken_for_dead() {
+    let mut limits = LIMITS;
+    limits.user_timeout = Duration::from_secs(1);
+    let readers = [(16_384, 10_000, 250), (16_384, 1000, 50), (4096, 1000, 250), (4096, 500, 50)];
+    let mut beds = Vec::new();
+    for (room, size, pause) in readers {
+        let bed = bed(limits);
+        socket2::SockRef::from(&bed.client).set_recv_buffer_size(room).unwrap();
+        let (mut client, mut upstream) = (bed.client, bed.upstream);
+        let writer = thread::spawn(move || while upstream.write_all(&[7; 65_536]).is_ok() {});
+        let reader = tokio::task::spawn_blocking(move || {
+            let (until, mut buffer) = (Instant::now() + Duration::from_secs(8), vec![0; size]);
+            while Instant::now() < until {
+                if let Err(error) = client.read(&mut buffer) {
+                    return Err(format!("{room} {size} {pause}: {error}"));
+                }
+                thread::park_timeout(Duration::from_millis(pause));
+            }
+            Ok(())
+        });
+        beds.push((writer, reader, bed.relay));
+    }
+    for (writer, reader, relay) in beds {
+        reader.await.unwrap().unwrap();
+        assert_eq!(relay.await.unwrap().0.cause, Cause::Reset);
+        writer.join().unwrap();
+    }
+}
