@@ -1,6 +1,12 @@
 //! A question over HTTP/1.1: one request, one connection, an answer of bounded size.
 
-use std::{error::Error, future::poll_fn, io, pin::pin};
+use std::{
+    error::Error,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -11,7 +17,10 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use tokio::time::timeout_at;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, ReadBuf, Take},
+    time::timeout_at,
+};
 
 use super::{
     Limit, Outcome,
@@ -22,6 +31,9 @@ use super::{
 
 /// The largest head of an answer, in bytes; hyper wants 8 KiB at the least, and takes no more than 100 lines.
 const HEAD: usize = 16 * 1024;
+
+/// The most bytes that are read of an answer, with interim ones (100 to 199) and the framing of small chunks.
+const WHOLE: usize = HEAD + 8 * LIMIT;
 
 /// How we name ourselves, for the logs of those who are asked.
 const USER_AGENT: &str = concat!("twinspan-probe/", env!("CARGO_PKG_VERSION"));
@@ -58,6 +70,8 @@ pub(super) async fn ask(
 ) -> Result<(), Outcome> {
     let builder = &mut http1::Builder::new();
     builder.max_header_size(HEAD).max_buf_size(HEAD);
+    let (read, write) = tokio::io::split(stream);
+    let stream = tokio::io::join(Bounded(read.take(WHOLE as u64)), write);
     let (mut sender, connection) =
         builder.handshake(TokioIo::new(stream)).await.map_err(|error| refused(&error))?;
     let exchange = async {
@@ -113,11 +127,30 @@ async fn search(body: &mut Incoming, text: &[u8], limit: Limit) -> Result<(), Ou
     Ok(())
 }
 
+/// Fails where it has given all that it may, and not before.
+struct Bounded<R>(Take<R>);
+
+impl<R: AsyncRead + Unpin> AsyncRead for Bounded<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.0.limit() == 0 {
+            return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+        }
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
 /// What hyper's error says about the endpoint. Its text holds no bytes of the answer.
 fn refused(error: &hyper::Error) -> Outcome {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     if let Some(io) = io.filter(|io| io.raw_os_error().is_some()) {
         return failed("read", io);
+    }
+    if io.is_some_and(|io| io.kind() == io::ErrorKind::FileTooLarge) {
+        return Outcome::Bad(format!("{} KiB without the end of the answer", WHOLE / 1024));
     }
     let short = error.is_incomplete_message() || error.is_canceled() || error.is_closed();
     Outcome::Bad(if short || io.is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof) {

@@ -2,16 +2,16 @@
 
 use super::*;
 
-/// An endpoint that sends `head` and then bytes without end; the task returns how many were taken.
-async fn endless(head: &'static [u8]) -> (SocketAddr, JoinHandle<usize>) {
+/// An endpoint that sends `head` and then `more` without end; the task returns how many bytes were taken.
+async fn endless(head: &'static [u8], more: &'static [u8]) -> (SocketAddr, JoinHandle<usize>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let sent = tokio::spawn(async move {
         let (mut client, _) = listener.accept().await.unwrap();
         client.write_all(head).await.unwrap();
-        let mut sent = 0;
-        while let Ok(count) = client.write(&[b'y'; 4096]).await {
-            sent += count;
+        let (mut sent, more) = (0, more.repeat(4096 / more.len()));
+        while client.write_all(&more).await.is_ok() {
+            sent += more.len();
         }
         sent
     });
@@ -20,18 +20,23 @@ async fn endless(head: &'static [u8]) -> (SocketAddr, JoinHandle<usize>) {
 
 #[tokio::test]
 async fn answers_without_end_are_not_read_to_the_end() {
-    let (address, sent) = endless(b"").await;
+    let (address, sent) = endless(b"", b"y").await;
     let wrong = bad(r#"answer lacks "+PONG" in its first 64 KiB"#);
     assert_eq!(run(address, tcp("", "+PONG"), LONG).await, wrong);
     sent.await.unwrap();
 
-    let (address, sent) = endless(b"HTTP/1.1 200 OK\r\n\r\n").await;
+    let (address, sent) = endless(b"HTTP/1.1 200 OK\r\n\r\n", b"y").await;
     let wrong = bad(r#"the first 64 KiB of the body lack "ready""#);
     assert_eq!(run(address, http(Some("ready")), LONG).await, wrong);
     sent.await.unwrap();
 
-    let (address, sent) = endless(b"HTTP/1.1 200 OK\r\nX-Long: ").await;
+    let (address, sent) = endless(b"HTTP/1.1 200 OK\r\nX-Long: ", b"y").await;
     let wrong = bad("the head of the answer is longer than 16 KiB or 100 lines");
+    assert_eq!(run(address, http(None), LONG).await, wrong);
+    sent.await.unwrap();
+
+    let (address, sent) = endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n").await;
+    let wrong = bad("528 KiB without the end of the answer");
     assert_eq!(run(address, http(None), LONG).await, wrong);
     sent.await.unwrap();
 }
