@@ -16,6 +16,8 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
+use super::lease::Lease;
+
 /// How many each listener keeps: a probe, Prometheus and a person or two at once.
 const KEPT: usize = 4;
 
@@ -71,8 +73,8 @@ impl Kept {
     }
 
     /// A connection whose number is kept when it ends, if one is missing.
-    pub(super) fn lend<S: Connection>(&self, stream: S) -> Lent<S> {
-        Lent { stream: Some(stream), kept: self.clone() }
+    pub(super) fn lend<S: Connection>(&self, stream: S, lease: Lease) -> Lent<S> {
+        Lent { stream: Some(stream), kept: self.clone(), lease }
     }
 
     fn take_back(&self, mut descriptor: OwnedFd) {
@@ -120,11 +122,25 @@ pub(super) struct Lent<S: Connection> {
     /// There until then.
     stream: Option<S>,
     kept: Kept,
+    lease: Lease,
 }
 
 impl<S: Connection> Lent<S> {
     fn stream(&mut self) -> io::Result<Pin<&mut S>> {
         self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Fails once the client has left, and wakes `context` then.
+    fn is_there(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let mut bytes = [0; 512];
+        loop {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match self.stream()?.poll_read(context, &mut buffer)? {
+                Poll::Ready(()) if buffer.filled().is_empty() => return Err(io::ErrorKind::BrokenPipe.into()),
+                Poll::Ready(()) => {}
+                Poll::Pending => return Ok(()),
+            }
+        }
     }
 }
 
@@ -161,7 +177,11 @@ impl<S: Connection> AsyncWrite for Lent<S> {
         self.stream()?.poll_write(context, bytes)
     }
 
+    /// Called with each turn of a connection. That of a stream reads nothing by itself, and has nothing more to hear.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lease.is_stream() {
+            self.is_there(context)?;
+        }
         self.stream()?.poll_flush(context)
     }
 
@@ -187,6 +207,7 @@ mod tests {
     use std::{cell::Cell, os::fd::AsRawFd};
 
     use tokio::{io::AsyncReadExt, net::UnixListener};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -209,7 +230,7 @@ mod tests {
         });
         let Poll::Ready(Ok(stream)) = accepted else { panic!("{accepted:?}") };
         assert_eq!((calls.get(), numbers().len()), (2, KEPT - 1));
-        drop(kept.lend(stream));
+        drop(kept.lend(stream, Lease::new(CancellationToken::new())));
         assert_eq!(numbers().len(), KEPT);
         assert!(numbers().contains(&number), "{number} went to somebody else");
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "its end came");

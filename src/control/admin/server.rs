@@ -120,7 +120,8 @@ async fn accept_loop<S>(
             Ok(stream) => {
                 make_room(&mut oldest_first, limits.connections);
                 let lease = Lease::new(shutdown.clone());
-                let connection = connection(kept.lend(stream), router.clone(), limits, lease.clone());
+                let connection =
+                    connection(kept.lend(stream, lease.clone()), router.clone(), limits, lease.clone());
                 oldest_first.push_back((connections.spawn(connection), lease));
             }
             // That client is gone; the next one has nothing to do with it.
@@ -167,6 +168,8 @@ where
         .max_headers(HEAD_FIELDS)
         .max_header_size(HEAD_BYTES)
         .max_buf_size(HEAD_BYTES)
+        // Such as socat's, after a request from a pipe.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut served = pin!(served);
     let mut end = Instant::now() + limits.life;

@@ -90,6 +90,17 @@ async fn one_connection_may_ask_several_times() {
 }
 
 #[tokio::test]
+async fn who_has_nothing_more_to_ask_is_still_answered() {
+    let served = Served::telemetry();
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let answer = Answer::read(stream).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn a_stop_does_not_wait_for_idle_connections() {
     let served = Served::telemetry();
     let idle = TcpStream::connect(served.address).await.unwrap();
