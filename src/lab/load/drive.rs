@@ -132,7 +132,7 @@ fn drive(
         let open = matches!(demand, Demand::Nothing) && work.is_open();
         if now >= end || open || (live.stop)() {
             tally.elapsed = now - start;
-            finish(work, demand, now, &mut tally);
+            finish(work, &demand, (now, end), &mut tally);
             live.tell(&tally, &mut told);
             return Ok(tally);
         }
@@ -155,13 +155,13 @@ fn drive(
     }
 }
 
-/// What should have been done by now has waited at least this long: left out, the worst would be missing.
-fn finish(work: &impl Work, mut demand: Demand, now: Instant, tally: &mut Tally) {
-    if let Demand::Paced(pace) = &mut demand {
+/// What should have been done by now has waited at least this long: left out, the worst would be missing. Nothing is due
+/// any more at the `end`.
+fn finish(work: &impl Work, demand: &Demand, (now, end): (Instant, Instant), tally: &mut Tally) {
+    if let Demand::Paced(pace) = demand {
         work.unfinished(&mut |due| tally.waited(now.saturating_duration_since(due)));
-        while let Some(due) = pace.due(now) {
-            tally.unsent += 1;
-            tally.waited(now - due);
+        for (units, due) in pace.left(now.min(end)) {
+            tally.not_begun(units, now.saturating_duration_since(due));
         }
     }
 }

@@ -8,6 +8,9 @@ use tokio::time::Instant;
 /// Nanoseconds of a second.
 const SECOND: u128 = 1_000_000_000;
 
+/// At most so many spans stand for what never began: of more units than these, several share an intended time.
+const SPANS: u128 = 10_000;
+
 /// A rate that several threads keep together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -20,6 +23,7 @@ pub struct Rate {
 }
 
 /// When units are to start.
+#[derive(Clone, Copy)]
 pub(super) struct Pace {
     start: Instant,
     rate: u128,
@@ -34,7 +38,7 @@ impl Pace {
         let number = rate.thread as u128;
         let step = rate.threads.max(1) as u128;
         let mut pace = Self { start, rate: u128::from(rate.per_second.max(1)), number, step, next: start };
-        pace.next = pace.time();
+        pace.next = pace.time(number);
         pace
     }
 
@@ -43,8 +47,21 @@ impl Pace {
         let due = self.next;
         (due <= now).then(|| {
             self.number += self.step;
-            self.next = self.time();
+            self.next = self.time(self.number);
             due
+        })
+    }
+
+    /// The units due before `end` that have not begun: how many, and the intended time of the one in their middle. Each
+    /// by itself, unless they are more than 10,000.
+    pub(super) fn left(&self, end: Instant) -> impl Iterator<Item = (u64, Instant)> {
+        let before_end = (end.saturating_duration_since(self.start).as_nanos() * self.rate).div_ceil(SECOND);
+        let left = before_end.saturating_sub(self.number).div_ceil(self.step);
+        let span = left.div_ceil(SPANS).max(1);
+        (0..left.div_ceil(span)).map(move |place| {
+            let (first, behind) = (place * span, ((place + 1) * span).min(left));
+            let middle = first + (behind - first - 1) / 2;
+            (u64::try_from(behind - first).unwrap_or(u64::MAX), self.time(self.number + middle * self.step))
         })
     }
 
@@ -54,8 +71,8 @@ impl Pace {
     }
 
     /// From the number and not from the time before it: roundings must not add up.
-    fn time(&self) -> Instant {
-        let passed = self.number * SECOND / self.rate;
+    fn time(&self, number: u128) -> Instant {
+        let passed = number * SECOND / self.rate;
         self.start + Duration::from_nanos(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 }
@@ -99,5 +116,36 @@ mod tests {
         let due: Vec<_> = std::iter::from_fn(|| pace.due(stalled)).map(|due| stalled - due).collect();
         assert_eq!(due, [2, 1, 0].map(Duration::from_millis));
         assert_eq!(pace.next(), start + Duration::from_millis(4));
+    }
+
+    #[test]
+    fn what_is_left_is_what_would_have_been_due_before_the_end() {
+        for (per_second, threads, thread, begun) in
+            [(10, 1, 0, 0), (10, 1, 0, 4), (15_007, 3, 2, 50), (1, 2, 1, 0)]
+        {
+            let start = Instant::now();
+            let mut pace = Pace::new(start, Rate { per_second, threads, thread });
+            for _ in 0..begun {
+                pace.due(start + Duration::from_mins(1)).unwrap();
+            }
+            for millis in [0, 100, 300, 450, 600] {
+                let end = start + Duration::from_millis(millis);
+                let left: Vec<_> = pace.left(end).collect();
+                let mut one_by_one = pace;
+                let due = std::iter::from_fn(|| one_by_one.due(end)).filter(|due| *due < end);
+                assert_eq!(left, due.map(|due| (1, due)).collect::<Vec<_>>(), "{per_second} {millis} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn a_rate_that_nobody_keeps_is_summed_up() {
+        let start = Instant::now();
+        let pace = Pace::new(start, Rate { per_second: 1_000_000_000, threads: 1, thread: 0 });
+        let left: Vec<_> = pace.left(start + Duration::from_millis(1_000)).collect();
+        assert_eq!(left.len(), 10_000);
+        assert_eq!(left.iter().map(|(count, _)| count).sum::<u64>(), 1_000_000_000);
+        assert_eq!(left[0], (100_000, start + Duration::from_nanos(49_999)));
+        assert!(left.is_sorted_by(|a, b| a.1 < b.1));
     }
 }

@@ -101,6 +101,12 @@ impl Tally {
         self.latency.saturating_record(nanoseconds(time));
     }
 
+    /// Units that were due so long ago and have not begun.
+    pub(super) fn not_begun(&mut self, units: u64, waited: Duration) {
+        self.unsent += units;
+        self.latency.saturating_record_n(nanoseconds(waited), units);
+    }
+
     /// Nothing came in time. A unit that was given up has waited at least until then: left out, the worst would be missing.
     pub(super) fn timed_out(&mut self, waited: Option<Duration>) {
         self.failed(Failure::TimedOut);
