@@ -17,7 +17,8 @@ pub const BUCKETS_SECONDS: [f64; 18] = [
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [AtomicU64; BUCKETS_SECONDS.len() + 1],
-    sum_nanos: AtomicU64,
+    /// Nanoseconds would be too many after five million sessions of an hour.
+    sum_micros: AtomicU64,
 }
 
 /// What a histogram held when it was read.
@@ -37,7 +38,9 @@ impl Histogram {
         if let Some(bucket) = self.buckets.get(place) {
             bucket.fetch_add(1, Relaxed);
         }
-        self.sum_nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        let rounded = u64::from((duration.subsec_nanos() + 500) / 1000);
+        let micros = duration.as_secs().saturating_mul(1_000_000).saturating_add(rounded);
+        self.sum_micros.fetch_add(micros, Relaxed);
     }
 
     /// Reads every bucket.
@@ -49,7 +52,7 @@ impl Histogram {
         }
         HistogramReading {
             counts,
-            sum_seconds: Duration::from_nanos(self.sum_nanos.load(Relaxed)).as_secs_f64(),
+            sum_seconds: Duration::from_micros(self.sum_micros.load(Relaxed)).as_secs_f64(),
         }
     }
 }
@@ -117,6 +120,16 @@ mod tests {
         assert_eq!((reading.counts[0], reading.counts[1], reading.counts[18]), (1, 1, 1));
         assert_eq!(reading.count(), 3);
         assert!((reading.sum_seconds - 7_200.001_001).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_sum_of_many_long_sessions_does_not_begin_anew() {
+        let histogram = Histogram::default();
+        let days = |days: u64| Duration::from_hours(24 * days);
+        for _ in 0..1_000 {
+            histogram.observe(days(365));
+        }
+        assert!((histogram.read().sum_seconds / days(365_000).as_secs_f64() - 1.0).abs() < 1e-9);
     }
 
     #[test]
