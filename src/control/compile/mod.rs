@@ -104,7 +104,14 @@ fn compile_listener(
 fn compile_pool(inputs: &mut Inputs, pool: &config::Pool, now: Instant) -> Pool {
     let members = inputs.members.get(&pool.name).cloned().unwrap_or_default();
     let (usable, all_down) = usable(inputs, pool, &members);
-    let mut compiler = PoolCompiler { inputs, pool, balance: balance(pool.balance), usable: &usable, now };
+    let mut compiler = PoolCompiler {
+        inputs,
+        pool,
+        balance: balance(pool.balance),
+        usable: &usable,
+        as_if_up: all_down.is_some(),
+        now,
+    };
     let (mut tiers, spilled) = compiler.tiers();
     let trials = compiler.trials(&members);
     let mut reserve = if all_down == Some(AllDown::Refuse) { Vec::new() } else { compiler.reserve(&members) };
@@ -134,6 +141,8 @@ struct PoolCompiler<'a> {
     pool: &'a config::Pool,
     balance: Balance,
     usable: &'a [Member],
+    /// All are down, and tried anyway.
+    as_if_up: bool,
     now: Instant,
 }
 
@@ -171,7 +180,8 @@ impl PoolCompiler<'_> {
     /// The clouds of a tier that have an endpoint to use.
     fn shares(&mut self, clouds: &[(CloudName, u32)]) -> Vec<Share> {
         let share = |(cloud, weight): &(CloudName, u32)| {
-            let percent = standing::share_percent(self.inputs, self.pool, cloud);
+            let percent =
+                if self.as_if_up { 100 } else { standing::share_percent(self.inputs, self.pool, cloud) };
             Some((self.group(cloud, self.usable, self.balance)?, *weight, percent))
         };
         clouds.iter().filter_map(share).collect()

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use super::*;
 use crate::{
     config::{Address, Admin, AdminBind, Config, Log, Policy, SessionLines, Telemetry, defaults},
-    control::{Name, Notice, health::Verdict, verdicts::Opinion},
+    control::{
+        Name, Notice,
+        health::Verdict,
+        verdicts::{Opinion, Reading},
+    },
     ids::{EndpointKey, ListenerName},
     net::Bind,
     state::{ListenerCell, Take, Termination, Ticket},
@@ -221,6 +225,31 @@ fn a_weighted_cloud_that_is_down_gives_its_share_to_the_others() {
     assert_eq!(parts(&bed), [0.9, 0.1], "half a cloud still takes the cloud's share");
     bed.judge("10.0.0.2:1", Verdict::Down);
     assert_eq!(parts(&bed), [1.0]);
+}
+
+#[test]
+fn with_everything_down_each_cloud_has_its_share_again() {
+    let weights = vec![(CloudName::from("aws"), 90), (CloudName::from("gcp"), 10)];
+    let policies =
+        [(Policy::Weighted { weights }, vec![vec![0.9, 0.1]]), (failover(), vec![vec![1.0], vec![1.0]])];
+    for (policy, wanted) in policies {
+        for order in [[2, 3, 0, 1], [0, 1, 2, 3]] {
+            let mut bed = Bed::up(config(policy.clone(), true, &FOUR));
+            for place in order {
+                let key = EndpointKey { pool: PoolName::from("p"), address: FOUR[place].0.parse().unwrap() };
+                // Without a session that failed as well, it would be the probes that are in doubt.
+                for failed in [0, 1] {
+                    let reading = Reading { failed, ..Reading::default() };
+                    bed.inputs.verdicts.observe(&key, reading, bed.now);
+                }
+                bed.judge(FOUR[place].0, Verdict::Down);
+            }
+            let pool = &bed.snapshot.pools[0];
+            assert_eq!(pool.all_down, Some(AllDown::TryAnyway));
+            let parts = pool.tiers.iter().map(|tier| tier.shares.fractions().collect::<Vec<_>>());
+            assert_eq!((parts.collect::<Vec<_>>(), pool.spilled), (wanted.clone(), 0), "{order:?}");
+        }
+    }
 }
 
 #[test]
