@@ -108,19 +108,24 @@ pub(super) async fn ask(target: &Target, method: Method, path: &str) -> Result<A
 }
 
 /// Says on standard error that the proxy has no such pool: for who has asked for something of it and got nothing.
-pub(super) async fn warn_of_unknown(pool: Option<&str>, target: &Target, talk: &mut impl Write) {
-    let Some(pool) = pool else { return };
+pub(super) async fn warn_of_unknown(
+    (pool, cloud): (Option<&str>, Option<&str>),
+    target: &Target,
+    talk: &mut impl Write,
+) {
+    if pool.is_none() && cloud.is_none() {
+        return;
+    }
     // This is a help only: where the proxy does not say which pools it has, there is none.
     let Ok(answer) = ask(target, Method::GET, "/api/v1/status").await else { return };
     let Ok(status) = read::<Status>(target, &answer) else { return };
-    let known: Vec<_> = status.pools.iter().map(|known| known.name.as_str()).collect();
-    if !known.contains(&pool) {
+    let pools = status.pools.iter().map(|known| known.name.as_str()).collect::<Vec<_>>();
+    let clouds = status.clouds.iter().map(|known| known.name.as_str()).collect::<Vec<_>>();
+    for (what, wish, known) in [("pool", pool, pools), ("cloud", cloud, clouds)] {
+        let Some(wish) = wish.filter(|wish| !known.contains(wish)) else { continue };
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        drop(writeln!(
-            talk,
-            "{}",
-            plain(&format!("warning: the proxy has no pool {pool:?}; it has: {known}"))
-        ));
+        let warning = format!("warning: the proxy has no {what} {wish:?}; it has: {known}");
+        drop(writeln!(talk, "{}", plain(&warning)));
     }
 }
 
@@ -185,12 +190,19 @@ mod tests {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
             let (target, _asked) = server(head + &body).await;
             let mut talk = Vec::new();
-            warn_of_unknown(wish, &target, &mut talk).await;
+            warn_of_unknown((wish, None), &target, &mut talk).await;
             assert_eq!(String::from_utf8(talk).unwrap(), wanted, "{wish:?}");
         }
+        let body = serde_json::to_string(&sample::status()).unwrap();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        let (target, _asked) = server(head + &body).await;
+        let mut talk = Vec::new();
+        warn_of_unknown((None, Some("asw")), &target, &mut talk).await;
+        let told = String::from_utf8(talk).unwrap();
+        assert!(told.starts_with("warning: the proxy has no cloud \"asw\"; it has: "), "{told}");
         let (target, _asked) = server("HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\n").await;
         let mut talk = Vec::new();
-        warn_of_unknown(Some("db"), &target, &mut talk).await;
+        warn_of_unknown((Some("db"), None), &target, &mut talk).await;
         assert!(talk.is_empty(), "who does not know says nothing");
     }
 

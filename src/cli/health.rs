@@ -20,7 +20,7 @@ pub struct HealthArgs {
     /// Fail unless new sessions are accepted; without it only a process that does not answer fails.
     #[arg(long)]
     pub ready: bool,
-    /// Where the proxy's telemetry listens: HOST:PORT or unix:PATH; 127.0.0.1:9798 if nothing is said.
+    /// Where the proxy's telemetry listens: HOST:PORT; 127.0.0.1:9798 if nothing is said.
     // A text, as a wrong one has to end with 1 and not with the 2 of a usage error.
     #[arg(long, value_name = "ADDR", conflicts_with = "config")]
     pub telemetry: Option<String>,
@@ -73,7 +73,7 @@ fn report(error: &AskError) -> String {
     format!(
         "error: {error}\n  \
          hint: is the proxy running? its telemetry listens where `[telemetry] bind` says ({DEFAULT} if nothing does); \
-         --telemetry takes another HOST:PORT or unix:PATH, -c reads it from a config file"
+         --telemetry takes another HOST:PORT, -c reads it from a config file"
     )
 }
 

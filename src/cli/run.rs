@@ -20,13 +20,16 @@ use crate::{
 /// The kernel did not permit a bind: EX_NOPERM of sysexits.h.
 const PERMISSION: u8 = 77;
 
+/// The environment variable of `--log`.
+const FILTER: &str = "TWINSPAN_LOG";
+
 /// Arguments of `twinspan run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// What to log: error, warn, info, debug, trace, or a filter such as info,twinspan::control=debug
-    #[arg(long, value_name = "FILTER", env = "TWINSPAN_LOG")]
+    #[arg(long, value_name = "FILTER", env = FILTER)]
     log: Option<String>,
     /// The shape of log lines
     #[arg(long, value_name = "FORMAT", value_parser = ["auto", "text", "json"])]
@@ -44,7 +47,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
     let filter = match args.filter() {
         Ok(filter) => filter,
         Err(error) => {
-            say(&format!("error: --log: {error}"));
+            say(&format!("error: {}: {error}", args.filter_from()));
             return ExitCode::from(check::USAGE);
         }
     };
@@ -107,6 +110,13 @@ fn exit_code(ended: Ended) -> ExitCode {
 }
 
 impl RunArgs {
+    /// Where the filter was said.
+    fn filter_from(&self) -> &'static str {
+        let variable = std::env::var(FILTER).ok();
+        // The flag goes before the variable; with both the same, either is true.
+        if variable.is_some() && variable == self.log { FILTER } else { "--log" }
+    }
+
     /// What `--log` says. A variable that a service file sets to nothing says nothing.
     fn filter(&self) -> Result<Option<Filter>, FilterError> {
         self.log.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose()

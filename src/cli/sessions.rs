@@ -111,7 +111,7 @@ async fn show(
         drop(writeln!(talk, "warning: worker {worker} did not answer: what it carries is missing"));
     }
     if listed.total == 0 {
-        admin::warn_of_unknown(args.pool.as_deref(), target, talk).await;
+        admin::warn_of_unknown((args.pool.as_deref(), args.cloud.as_deref()), target, talk).await;
     }
     let shown = listed.sessions.len() as u64;
     if !args.json && shown < listed.total {

@@ -263,7 +263,7 @@ impl Reconciler {
                 .pool(pool)
                 .change(listed(before), listed(after))
                 .because(format!("{host}:{port}"))
-                .said(format!("pool {pool}: {host}:{port} has {} addresses", after.len())),
+                .said(format!("pool {pool}: {host}:{port} has {}", addresses(after.len()))),
             Notice::Found(finding) => found(finding),
             Notice::Grew { pool } => Happening::new(Kind::Generation)
                 .pool(pool)
@@ -352,6 +352,10 @@ fn ends(nearing: &certificates::Nearing) -> Happening {
     let file = file.display().to_string();
     let event = Happening::new(Kind::Certificate).change("", after).because(file.as_str());
     event.said(format!("{owner}: the certificate {names} in {file} {when}"))
+}
+
+fn addresses(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "address" } else { "addresses" })
 }
 
 /// A finding of the judge as an event.

@@ -1,6 +1,6 @@
 //! The timeline of a running proxy: what a follower hears while clouds go and come back, over restarts and to the end.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     process::Command,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use crate::harness::{
@@ -193,6 +193,22 @@ async fn a_follower_holds_up_no_end_and_hears_of_it() {
     assert!(follower.next().await.is_none(), "the stream ends");
     assert_eq!(proxy.end().await.code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn the_command_ends_with_who_reads_it() {
+    let place = Place::new();
+    let Scene { proxy, admin, .. } = scene(&place).await;
+    let mut command = Command::new(binary());
+    command.args(["events", "-f", "--kind", "start,failover", "--admin", &admin.to_string()]);
+    let mut events = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    assert!(lines.next_line().await.unwrap().is_some());
+    drop(lines);
+    // No event comes any more.
+    let status = timeout(Duration::from_secs(10), events.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(0));
+    drop(proxy);
 }
 
 #[tokio::test]

@@ -77,15 +77,15 @@ async fn twinspan(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 
 #[tokio::test]
 async fn a_filter_that_is_not_one_is_told_once_with_code_2() {
-    for (arguments, variables) in [
-        (["run", "x.toml", "--log", "warning"].as_slice(), [].as_slice()),
-        (&["run", "x.toml"], &[("TWINSPAN_LOG", "warning")]),
+    for (arguments, variables, source) in [
+        (["run", "x.toml", "--log", "warning"].as_slice(), [].as_slice(), "--log"),
+        (&["run", "x.toml", "--log", "warning"], &[("TWINSPAN_LOG", "info")], "--log"),
+        (&["run", "x.toml"], &[("TWINSPAN_LOG", "warning")], "TWINSPAN_LOG"),
     ] {
         let output = twinspan(arguments, variables).await;
         assert_eq!(output.code, Some(2), "{output:?}");
-        let told =
-            "error: --log: \"warning\" is not a level: error, warn, info, debug, trace, or target=level\n";
-        assert_eq!(output.stderr, told);
+        let told = "\"warning\" is not a level: error, warn, info, debug, trace, or target=level\n";
+        assert_eq!(output.stderr, format!("error: {source}: {told}"));
     }
 }
 

@@ -27,7 +27,7 @@ const NEEDS_REPLY: &str =
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct ExchangeArgs {
     /// Bytes of a request: 128, 64KiB, 1MB
-    #[arg(short, long, default_value = "128", value_parser = words::size)]
+    #[arg(short, long, default_value = "128", value_parser = words::request)]
     size: u32,
     /// Bytes of a reply, as many as of a request if not given; another size needs the target `twinspan bench reply`
     #[arg(long, value_name = "SIZE", value_parser = words::size)]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-/// The largest request or reply.
+use crate::lab::load::LARGEST_REQUEST;
+
+/// The largest reply.
 const LARGEST: u64 = 1 << 30;
 
 /// The highest rate: nobody gets there.
@@ -12,10 +14,19 @@ const FASTEST: f64 = 1e9;
 
 /// `128`, `64KiB`, `1MB`.
 pub(super) fn size(text: &str) -> Result<u32, String> {
+    bytes(text, LARGEST)
+}
+
+/// The [`size`] of a request.
+pub(super) fn request(text: &str) -> Result<u32, String> {
+    bytes(text, LARGEST_REQUEST.into())
+}
+
+fn bytes(text: &str, most: u64) -> Result<u32, String> {
     let bytes = text.parse::<ByteSize>().map_err(|_| "not a size: 128, 64KiB, 1MB")?.as_u64();
     match u32::try_from(bytes) {
-        Ok(size @ 1..) if bytes <= LARGEST => Ok(size),
-        _ => Err(format!("from 1 to {LARGEST} bytes")),
+        Ok(size @ 1..) if bytes <= most => Ok(size),
+        _ => Err(format!("from 1 to {most} bytes")),
     }
 }
 
@@ -78,6 +89,7 @@ mod tests {
         assert_eq!(["1", "128", "64KiB", "1MB"].map(size), [1, 128, 65_536, 1_000_000].map(Ok));
         for bad in ["", "0", "x", "-1", "2GiB", "99999999999"] {
             assert!(size(bad).is_err(), "{bad}");
+            assert!(request(bad).is_err(), "{bad}");
         }
     }
 

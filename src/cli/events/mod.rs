@@ -5,7 +5,9 @@ mod text;
 
 use std::{
     fmt::Write as _,
+    future::pending,
     io::{self, Write},
+    os::fd::AsFd,
     process::ExitCode,
     time::Duration,
 };
@@ -14,7 +16,7 @@ use hyper::{
     Method,
     header::{ACCEPT, HeaderName},
 };
-use tokio::time::sleep;
+use tokio::{io::Interest, net::unix::pipe, time::sleep};
 
 use self::frames::{Frame, Frames};
 use super::{
@@ -75,8 +77,20 @@ pub fn run(args: &EventsArgs) -> ExitCode {
             biased;
             _ = tokio::signal::ctrl_c(), if args.follow => Ok(()),
             outcome = show(args, &mut page) => outcome,
+            () = unread(), if args.follow => Ok(()),
         }
     }))
+}
+
+/// Waits until nobody can read standard output any more, where it is a pipe: `events -f | head -1` is to end with its
+/// reader, and not at the next event.
+async fn unread() {
+    // Nothing is written over this one, so that the pipe goes on to block.
+    match io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked) {
+        Ok(out) if out.ready(Interest::ERROR).await.is_ok() => {}
+        // A file has no end of its own.
+        _ => pending().await,
+    }
 }
 
 async fn show(args: &EventsArgs, page: &mut Page<'_>) -> Result<(), Failure> {
@@ -88,7 +102,8 @@ async fn list(target: &Target, args: &EventsArgs, page: &mut Page<'_>) -> Result
     let answer = admin::ask(target, Method::GET, &path(args)).await?;
     let events: Vec<serde_json::Value> = admin::read(target, &answer)?;
     if events.is_empty() {
-        admin::warn_of_unknown(args.pool.as_deref(), target, &mut io::stderr()).await;
+        admin::warn_of_unknown((args.pool.as_deref(), args.cloud.as_deref()), target, &mut io::stderr())
+            .await;
     }
     for event in events {
         page.event(event).map_err(|error| error.failure(target))?;
@@ -110,7 +125,7 @@ struct Place {
 }
 
 async fn follow(target: &Target, args: &EventsArgs, page: &mut Page<'_>) -> Result<(), Failure> {
-    admin::warn_of_unknown(args.pool.as_deref(), target, &mut io::stderr()).await;
+    admin::warn_of_unknown((args.pool.as_deref(), args.cloud.as_deref()), target, &mut io::stderr()).await;
     let mut place = Place::default();
     loop {
         let why = match stream(target, args, &mut place, page).await {

@@ -137,9 +137,11 @@ fn host(headers: &HeaderMap) -> Result<Option<Authority>, Refusal> {
 /// rebinding): the name gives it away.
 fn foreign(host: &str, bound: SocketAddr) -> Result<(), Refusal> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
+    // A name may end in the dot of the root.
+    let name = bare.strip_suffix('.').unwrap_or(bare);
     let ours = match bare.parse::<std::net::IpAddr>() {
         Ok(ip) => ip.to_canonical().is_loopback() || ip.to_canonical() == bound.ip().to_canonical(),
-        Err(_) => bare.eq_ignore_ascii_case("localhost"),
+        Err(_) => name.eq_ignore_ascii_case("localhost"),
     };
     if ours {
         return Ok(());

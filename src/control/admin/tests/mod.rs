@@ -389,6 +389,7 @@ async fn a_foreign_host_is_refused_by_admin() {
     let ours = [
         "localhost",
         "LOCALHOST",
+        "localhost.",
         "127.0.0.1",
         "127.9.9.9",
         "[::1]",
