@@ -299,9 +299,12 @@ pub(super) fn begin(
     used: Option<Peer>,
     now: Instant,
 ) -> Begun {
+    // One whose spare had ended under it is counted.
+    if books.attempts == 0 {
+        plan.pool.cell.begin(now);
+    }
     books.count_attempt();
     books.carried_by(place.claim());
-    plan.pool.cell.begin(now);
     let mut race = Race::new(plan.pool.connect, now);
     attempt(&mut race, plan, place, (true, used), now)
 }

@@ -163,7 +163,8 @@ impl Session {
         };
         if self.on_spare {
             // Later than this it is the endpoint's word on a session, and passed on.
-            self.on_spare = relay.is_untouched() && now < self.books.started + GLANCE;
+            self.on_spare =
+                relay.is_untouched() && now < self.books.connected.unwrap_or(self.books.started) + GLANCE;
             let over = self.upstream_ready.has(Ready::ENDED | Ready::FAILED | Ready::GONE);
             if self.on_spare && over && !connect::has_sent(upstream) {
                 return Outcome::Redial;
