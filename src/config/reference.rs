@@ -12,7 +12,7 @@ use super::{
 const HEAD: &str = "\
 # The config file
 
-<!-- Made from src/config/file.rs; do not edit. To write it anew: BLESS=1 cargo test --lib the_reference -->
+<!-- Made from src/config/file/; do not edit. To write it anew: BLESS=1 cargo test --lib the_reference -->
 
 One TOML file holds everything. `twinspan check FILE` tells of every problem in it in one run, with line, column and a
 hint, and exits with 78 if it cannot be served. `twinspan config show --effective -c FILE` spells out every default.

@@ -1,4 +1,4 @@
-//! Moving bytes between two plain connections: one future for both directions, no memory while nothing waits.
+//! Moving bytes between two plain connections: one state for both directions, no memory while nothing waits.
 //!
 //! Manners (RFC 9293): a direction that ends is passed on as an end once its last byte is delivered, and the other
 //! direction goes on for as long as it moves. A reset is passed on as a reset, after whatever the dead side had sent

@@ -146,7 +146,7 @@ fn process(page: &mut Page<'_>, view: &View) -> fmt::Result {
     page.counters("twinspan_log_dropped", "Event lines that were not written.", [], events)?;
     page.counters(
         "twinspan_reports_dropped",
-        "Failed connects that the control plane was too busy to be told of; it learns of them by probes.",
+        "Attempts that failed or were overtaken of which the control plane was too busy to be told; it learns of such endpoints by probes.",
         [],
         count(view.shared.reports.dropped()),
     )
