@@ -23,7 +23,9 @@ use super::{
 use crate::{
     ids::{CloudName, EndpointIdentity},
     net::{self, Outgoing},
-    state::{Endpoint, Entry, Listener, Own, Pool, Queued, Report, SessionLimits, Shared, Snapshot, Target},
+    state::{
+        Endpoint, Entry, Listener, Own, Pool, Queued, Report, Room, SessionLimits, Shared, Snapshot, Target,
+    },
     telemetry::{Cause, End, Side, Stage},
 };
 
@@ -109,19 +111,25 @@ pub(super) struct Place {
 impl Place {
     /// Takes one; `None` when all are taken, or others wait for one.
     pub(super) fn take(plan: &Plan) -> Option<Self> {
-        plan.endpoint.cell.enter(plan.pool.room()).then(|| Self::entered(plan))
+        let room = plan.pool.room();
+        plan.endpoint.cell.enter(room).then(|| Self::entered(plan, room))
     }
 
     /// Waits for one; `None` when too many do. `elsewhere` looks for one at another endpoint, if those of this one may be
     /// long in coming.
     pub(super) async fn wait(
         plan: Plan,
+        shared: &Shared,
         elsewhere: impl FnMut() -> Option<(Plan, Self)>,
     ) -> Option<(Plan, Self)> {
-        let (room, most) = (plan.pool.room(), plan.pool.connect.queue);
-        match plan.endpoint.cell.queue(room, most, elsewhere).await {
-            Queued::Entered => {
-                let place = Self::entered(&plan);
+        let room = || {
+            let snapshot = shared.snapshot();
+            let pool = snapshot.pools.iter().find(|pool| pool.name == plan.pool.name);
+            pool.unwrap_or(&plan.pool).room()
+        };
+        match plan.endpoint.cell.queue(room, plan.pool.connect.queue, elsewhere).await {
+            Queued::Entered(room) => {
+                let place = Self::entered(&plan, room);
                 Some((plan, place))
             }
             Queued::Elsewhere(found) => Some(found),
@@ -129,8 +137,8 @@ impl Place {
         }
     }
 
-    fn entered(plan: &Plan) -> Self {
-        let claim = plan.pool.room().sessions.map(|_| Claim::taken(Arc::clone(&plan.endpoint)));
+    fn entered(plan: &Plan, room: Room) -> Self {
+        let claim = room.sessions.map(|_| Claim::taken(Arc::clone(&plan.endpoint)));
         Self { endpoint: Arc::clone(&plan.endpoint), claim }
     }
 

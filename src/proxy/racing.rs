@@ -312,13 +312,13 @@ impl Field<'_> {
         let until =
             if self.has_alternative(Some(&plan.endpoint)) { end.min(Instant::now() + usual) } else { end };
         let not = [&*self.tried, &[Arc::clone(&plan.endpoint.identity)]].concat();
-        let books = &mut *self.books;
+        let (shared, books) = (Arc::clone(&self.books.shared), &mut *self.books);
         let elsewhere = || {
             let plan = connect::plan(books, &not, false)?;
             let place = Place::take(&plan)?;
             Some((plan, place))
         };
-        timeout_at(until, Place::wait(plan.clone(), elsewhere)).await.ok().flatten()
+        timeout_at(until, Place::wait(plan.clone(), &shared, elsewhere)).await.ok().flatten()
     }
 
     /// There was no place: another endpoint may have one.

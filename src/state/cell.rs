@@ -35,8 +35,8 @@ pub struct Room {
 /// What the wait for a place has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queued<T> {
-    /// A place is taken, as by [`EndpointCell::enter`].
-    Entered,
+    /// A place is taken, as by [`EndpointCell::enter`], of as many as there were then.
+    Entered(Room),
     /// This was found at another endpoint first.
     Elsewhere(T),
     /// There was no room to wait.
@@ -262,11 +262,12 @@ impl EndpointCell {
         }
     }
 
-    /// Waits for a place, first come first served, unless `most` wait already. Who stops waiting leaves the queue. Where its
-    /// sessions are limited, the first in the queue looks `elsewhere` now and then: it may be long until one ends here.
+    /// Waits for a place, first come first served, unless `most` wait already. Who stops waiting leaves the queue. The first
+    /// in it asks now and then how many places there are, as a reload may change that, and, where sessions are limited,
+    /// looks `elsewhere`: it may be long until one ends here.
     pub async fn queue<T>(
         &self,
-        room: Room,
+        mut room: impl FnMut() -> Room,
         most: u32,
         mut elsewhere: impl FnMut() -> Option<T>,
     ) -> Queued<T> {
@@ -277,16 +278,18 @@ impl EndpointCell {
         let _turn = self.turn.lock().await;
         // Only one waits for room, so a place that is given back between the question and the wait is not missed: the
         // word of it is kept.
-        while !self.squeeze_in(room) {
-            if room.sessions.is_none() {
-                self.room.notified().await;
-            } else if timeout(LOOK, self.room.notified()).await.is_err()
+        loop {
+            let room = room();
+            if self.squeeze_in(room) {
+                return Queued::Entered(room);
+            }
+            if timeout(LOOK, self.room.notified()).await.is_err()
+                && room.sessions.is_some()
                 && let Some(found) = elsewhere()
             {
                 return Queued::Elsewhere(found);
             }
         }
-        Queued::Entered
     }
 
     /// Attempts under way, and sessions that wait for a place.
@@ -374,7 +377,7 @@ impl GroupCell {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, thread};
+    use std::{cell::Cell, pin::pin, sync::Arc, thread};
 
     use super::*;
     use crate::{
@@ -431,7 +434,7 @@ mod tests {
         let wait = |number: u32| {
             let (cell, told) = (Arc::clone(&cell), told.clone());
             drop(tokio::spawn(async move {
-                assert_eq!(cell.queue(ONE, 100, nowhere).await, Queued::Entered);
+                assert_eq!(cell.queue(|| ONE, 100, nowhere).await, Queued::Entered(ONE));
                 told.send(number).await.unwrap();
             }));
         };
@@ -463,7 +466,7 @@ mod tests {
             let waiters: Vec<_> = (0..3)
                 .map(|_| {
                     let cell = Arc::clone(&cell);
-                    tokio::spawn(async move { cell.queue(ONE, 100, nowhere).await })
+                    tokio::spawn(async move { cell.queue(|| ONE, 100, nowhere).await })
                 })
                 .collect();
             while cell.dialling().1 < 3 {
@@ -475,7 +478,7 @@ mod tests {
             for (number, waiter) in waiters.into_iter().enumerate() {
                 let served = timeout(Duration::from_secs(5), waiter).await.unwrap();
                 if number != cancelled {
-                    assert_eq!(served.unwrap(), Queued::Entered);
+                    assert_eq!(served.unwrap(), Queued::Entered(ONE));
                     cell.leave();
                 }
             }
@@ -494,7 +497,7 @@ mod tests {
         assert!(cell.is_full(room.sessions) && !cell.is_full(Some(3)) && !cell.is_full(None));
         let waiting = tokio::spawn({
             let cell = Arc::clone(&cell);
-            async move { cell.queue(room, 10, nowhere).await }
+            async move { cell.queue(|| room, 10, nowhere).await }
         });
         while cell.dialling().1 < 1 {
             tokio::task::yield_now().await;
@@ -502,11 +505,34 @@ mod tests {
         assert!(!waiting.is_finished());
         cell.finish();
         assert!(!cell.enter(room), "another one waits");
-        assert_eq!(waiting.await.unwrap(), Queued::Entered);
+        assert_eq!(waiting.await.unwrap(), Queued::Entered(room));
         assert_eq!((cell.active(), cell.dialling()), (2, (1, 0)));
         // Without a place to dial nothing counts.
         let none = Room { dials: 1, sessions: Some(9) };
         assert!(!cell.enter(none) && cell.active() == 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_goes_by_how_many_places_there_are_now() {
+        let few = Room { dials: 2, sessions: Some(1) };
+        for more in [Room { sessions: Some(2), ..few }, Room { sessions: None, ..few }] {
+            let (cell, now) = (EndpointCell::default(), Cell::new(few));
+            assert!(cell.enter(few));
+            let mut waiting = pin!(cell.queue(|| now.get(), 10, nowhere));
+            assert!(timeout(Duration::from_mins(1), &mut waiting).await.is_err());
+            now.set(more);
+            let entered = timeout(Duration::from_secs(1), waiting).await;
+            assert_eq!(entered, Ok(Queued::Entered(more)));
+            // Only where sessions are limited has the place one in it.
+            assert_eq!(cell.active(), 1 + u64::from(more.sessions.is_some()));
+        }
+        let (cell, now) = (EndpointCell::default(), Cell::new(ONE));
+        assert!(cell.enter(ONE));
+        let mut waiting = pin!(cell.queue(|| now.get(), 10, nowhere));
+        assert!(timeout(Duration::from_mins(1), &mut waiting).await.is_err());
+        now.set(few);
+        let entered = timeout(Duration::from_secs(1), waiting).await;
+        assert_eq!(entered, Ok(Queued::Entered(few)));
     }
 
     #[test]
@@ -519,10 +545,14 @@ mod tests {
                 let (cell, room) = (EndpointCell::default(), Room { dials: 1, sessions: Some(9) });
                 assert!(cell.enter(room));
                 let mut asked = 0;
-                let found = cell.queue(room, 1, || {
-                    asked += 1;
-                    (asked == 3).then_some("there")
-                });
+                let found = cell.queue(
+                    || room,
+                    1,
+                    || {
+                        asked += 1;
+                        (asked == 3).then_some("there")
+                    },
+                );
                 told.send((found.await, cell.active())).unwrap();
             });
         }));
@@ -536,12 +566,16 @@ mod tests {
         let room = Room { dials: 1, sessions: Some(1) };
         assert!(cell.enter(room));
         let mut asked = 0;
-        let found = cell.queue(room, 1, || {
-            asked += 1;
-            (asked == 3).then_some("there")
-        });
+        let found = cell.queue(
+            || room,
+            1,
+            || {
+                asked += 1;
+                (asked == 3).then_some("there")
+            },
+        );
         assert_eq!(found.await, Queued::Elsewhere("there"));
         assert_eq!(cell.dialling(), (1, 0));
-        assert_eq!(cell.queue(room, 0, nowhere).await, Queued::TooMany);
+        assert_eq!(cell.queue(|| room, 0, nowhere).await, Queued::TooMany);
     }
 }

@@ -26,6 +26,7 @@ on_both_carriers!(
     so_many_may_have_said_nothing_yet_and_the_next_is_reset,
     a_route_has_a_list_of_its_own,
     who_finds_every_endpoint_full_waits_for_one_in_turn,
+    who_waits_for_an_endpoint_goes_in_when_a_reload_lets_more_in,
     who_waits_too_long_for_an_endpoint_is_reset_and_the_endpoint_is_not_blamed,
 );
 
@@ -279,6 +280,37 @@ async fn who_finds_every_endpoint_full_waits_for_one_in_turn(carrier: Carrier) {
         }
     }
     assert_eq!(proxy.metric("twinspan_connect_queue_overflowed_total", &[]).await, 0);
+}
+
+async fn who_waits_for_an_endpoint_goes_in_when_a_reload_lets_more_in(carrier: Carrier) {
+    let place = Place::new();
+    let backend = Backend::echo(&place).await;
+    let bind = place.free();
+    let with = |most: &str| {
+        let settings = format!("{most}\nconnect_timeout = \"20s\"");
+        pool("web", &settings, &[("aws", backend.address)]) + &listener(bind, "web", "")
+    };
+    let setup = Setup::new(&place, with("max_endpoint_sessions = 1")).carrier(carrier);
+    let proxy = Proxy::start(setup.clone()).await;
+    let _inside = session(NEIGHBOUR, bind).await.unwrap();
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        waiting.push(connect(bind).await);
+        eventually("one more waits", async || {
+            (proxy.metric("twinspan_connect_queued_total", &[]).await == number).then_some(())
+        })
+        .await;
+    }
+    let start = Instant::now();
+    proxy.reload(&setup.with(with("max_endpoint_sessions = 3")).text()).await;
+    let [first, second, third] = waiting.get_disjoint_mut([0, 1, 2]).unwrap();
+    is_served(first).await.unwrap();
+    is_served(second).await.unwrap();
+    third.write_all(b"?").await.unwrap();
+    assert!(silent_for(third, Duration::from_millis(200)).await);
+    proxy.reload(&setup.with(with("")).text()).await;
+    assert_eq!(soon("an answer", third.read_u8()).await.unwrap(), b'?');
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
 async fn who_waits_too_long_for_an_endpoint_is_reset_and_the_endpoint_is_not_blamed(carrier: Carrier) {
