@@ -102,7 +102,7 @@ pub struct Limits {
 pub struct Admission {
     cell: Arc<ListenerCell>,
     limits: Limits,
-    rate: Option<Rate<NotKeyed, InMemoryState>>,
+    rate: Option<Rate<NotKeyed, Spent>>,
     source_rate: Option<Rate<Source, OfListener>>,
 }
 
@@ -116,6 +116,8 @@ pub(super) struct Census {
     /// At most so many sessions came in when there were none, and live.
     before: AtomicU64,
     at_entry: AtomicU64,
+    /// Of the rate of all together. Every rate has a burst of a second, so that it means the same under another one.
+    spent: InMemoryState,
     sources: OnceLock<Box<(Instant, Sources)>>,
 }
 
@@ -140,14 +142,14 @@ impl Limits {
 }
 
 impl Admission {
-    /// Limits for this listener. What it has counted under other limits counts under these; by source it counts from when
-    /// there first is a limit by source.
+    /// Limits for this listener. What it has counted under other limits counts under these, and what of its rates is spent
+    /// is spent; by source it counts from when there first is a limit by source.
     #[must_use]
     pub fn new(cell: &Arc<ListenerCell>, limits: Limits) -> Arc<Self> {
         cell.census.take_over(cell.active());
-        let rate = limits.rate.map(|rate| {
-            RateLimiter::new(Quota::per_second(rate), InMemoryState::default(), Hands::default())
-        });
+        let rate = limits
+            .rate
+            .map(|rate| RateLimiter::new(Quota::per_second(rate), Spent(Arc::clone(cell)), Hands::default()));
         let source_rate = limits.source_rate.map(|rate| {
             RateLimiter::new(Quota::per_second(rate), OfListener(Arc::clone(cell)), Hands::default())
         });
@@ -292,6 +294,21 @@ impl Drop for AtEntry {
     }
 }
 
+/// What of a listener's rate is spent.
+#[derive(Debug)]
+struct Spent(Arc<ListenerCell>);
+
+impl StateStore for Spent {
+    type Key = NotKeyed;
+
+    fn measure_and_replace<T, F, E>(&self, key: &NotKeyed, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        self.0.census.spent.measure_and_replace(key, measure)
+    }
+}
+
 /// The rates of a listener's sources.
 #[derive(Debug)]
 struct OfListener(Arc<ListenerCell>);
@@ -384,6 +401,25 @@ mod tests {
             more += let_in(&admission, client(1), 50, start + SECOND * tenth / 10).len();
         }
         assert_eq!(more, 100, "in ten seconds");
+    }
+
+    #[test]
+    fn what_is_spent_of_a_rate_stays_spent_when_limits_change() {
+        let (cell, start) = (cell(), Instant::now());
+        let limits = |rate, sessions| Limits { rate: per_second(rate), sessions, ..Limits::default() };
+        let admission = Admission::new(&cell, limits(20, None));
+        assert_eq!(let_in(&admission, client(1), 50, start).len(), 20);
+        for (rate, sessions, half_a_second) in
+            [(20, Some(1_000), 10), (21, None, 10), (100, None, 50), (2, None, 1)]
+        {
+            let admission = Admission::new(&cell, limits(rate, sessions));
+            assert_eq!(admission.admit(client(1), start).unwrap_err(), Refusal::Rate, "{rate}");
+            // Of a cell of its own, as this one goes on from where it is.
+            let other = self::cell();
+            drop(let_in(&Admission::new(&other, limits(20, None)), client(1), 50, start));
+            let later = Admission::new(&other, limits(rate, sessions));
+            assert_eq!(let_in(&later, client(1), 500, start + SECOND / 2).len(), half_a_second, "{rate}");
+        }
     }
 
     #[test]

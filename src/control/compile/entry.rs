@@ -33,7 +33,6 @@ pub(super) fn entry(
     let tls = config.tls.as_ref().and_then(|_| inputs.server_tls(name));
     let limits = limits(&config.admission);
     let before = inputs.entries.get(name);
-    // What of a rate is spent stays spent while it is the same.
     let kept = before.and_then(|(_, made)| made.admission.as_ref()).filter(|kept| kept.is_of(cell, limits));
     let admission = match kept {
         _ if limits.are_none() => None,
