@@ -256,11 +256,16 @@ fn serve(
     admin: Option<AdminListener>,
     telemetry: Option<AdminListener>,
     stop: &CancellationToken,
-) -> Vec<tokio::task::JoinHandle<io::Result<()>>> {
+) -> Vec<tokio::task::JoinHandle<()>> {
     [(admin, admin::Kind::Admin), (telemetry, admin::Kind::Telemetry)]
         .into_iter()
         .filter_map(|(listener, kind)| {
-            Some(tokio::spawn(admin::serve(listener?, Arc::clone(view), kind, stop.clone())))
+            let serving = admin::serve(listener?, Arc::clone(view), kind, stop.clone());
+            Some(tokio::spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(server = ?kind, %error, "nobody answers there: this server could not begin");
+                }
+            }))
         })
         .collect()
 }

@@ -78,8 +78,9 @@ pub(in crate::config) struct Pool {
     /// `max_connections`). Not with MySQL (10 s to log in, and a host that often fails to is blocked), SSH
     /// (`MaxStartups`), or a service with a thread for each connection. A greeting is kept and passed on, but may be
     /// half a minute old. Where the endpoint closes idle ones, only those are used that are younger than half that time.
-    /// Fast Open is not used for them. If the endpoint dies silently, the first bytes of a client may go to a spare that
-    /// nobody reads, and cannot be sent again to another endpoint.
+    /// Fast Open is not used for them. If the endpoint dies silently, or closes its connections (a restart) less than a
+    /// round trip ago, the first bytes of a client may go to a spare that nobody reads, and cannot be sent again to another
+    /// endpoint: the client sees the end. A client that has sent nothing yet is given another connection.
     #[schemars(range(min = 0, max = 1024), extend("default" = defaults::PRECONNECT))]
     pub(in crate::config) preconnect: Key<u16>,
 
