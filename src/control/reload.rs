@@ -234,17 +234,23 @@ impl Loader {
         let waiting = keep(&self.started, &mut config);
         let mut fresh: Vec<Bound> = Vec::new();
         let mut listeners = Vec::new();
-        let mut changed = Vec::new();
+        let (mut changed, mut renamed) = (Vec::new(), Vec::new());
         for listener in &config.listeners {
-            let same =
-                |open: &&OpenListener| open.config.name == listener.name && open.config.bind == listener.bind;
-            match self.listeners.iter().find(same) {
+            match self.open(listener) {
                 Some(open) => {
                     listener
                         .tuning
                         .try_change(&open.config.tuning)
                         .map_err(|error| failed(listener, error))?;
-                    let open = OpenListener { config: listener.clone(), cell: Arc::clone(&open.cell) };
+                    let cell = if open.config.name == listener.name {
+                        Arc::clone(&open.cell)
+                    } else {
+                        let cell = ListenerCell::new(listener.name.clone(), open.cell.address);
+                        let cell = Arc::new(cell);
+                        renamed.push((Arc::clone(&open.cell), Arc::clone(&cell)));
+                        cell
+                    };
+                    let open = OpenListener { config: listener.clone(), cell };
                     changed.push(open.clone());
                     listeners.push(open);
                 }
@@ -260,6 +266,9 @@ impl Loader {
         // Nothing fails from here on.
         for (cell, sockets) in fresh {
             self.shared.open(&cell, sockets).await;
+        }
+        for (from, to) in &renamed {
+            self.shared.sockets.rename(from, to).await;
         }
         for open in changed {
             let options = options(&open.config, open.cell.address);
@@ -278,7 +287,17 @@ impl Loader {
         Ok(generation)
     }
 
-    /// Why an address cannot be bound, if it is one of ours: a listener keeps its sockets under its name and address.
+    /// The listener whose sockets this one has: that of its name and address, or, under another name, that of its address,
+    /// if it is one that only one listener can have.
+    fn open(&self, listener: &config::Listener) -> Option<&OpenListener> {
+        let mut here = self.listeners.iter().filter(|open| open.config.bind == listener.bind);
+        if listener.bind.address.port() == 0 {
+            return here.find(|open| open.config.name == listener.name);
+        }
+        here.next()
+    }
+
+    /// Why an address cannot be bound, if it is one of ours under another one: `0.0.0.0` in the place of `127.0.0.1`.
     fn held(&self, listener: &config::Listener, error: &ReloadError) -> Option<ReloadError> {
         let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
         if !matches!(error, ReloadError::Bind { source, .. } if in_use(source)) {

@@ -11,6 +11,7 @@ use std::{
 
 use tokio::{
     io::Interest,
+    sync::watch,
     task::yield_now,
     time::{Instant, sleep},
 };
@@ -64,32 +65,32 @@ impl Takers {
 /// Accepts until `stop`, then takes what still waits in the queue, so that nobody whose handshake was done is refused.
 pub(super) async fn accept(
     socket: Arc<TcpListener>,
-    cell: Arc<ListenerCell>,
+    whose: watch::Receiver<Arc<ListenerCell>>,
     shared: Arc<Shared>,
     mut takers: Takers,
     stop: CancellationToken,
 ) {
     let _counts = Counted::begin();
-    let mut begin = |client, address| {
-        let mut books = Books::open(address, Arc::clone(&cell), Arc::clone(&shared));
+    let mut begin = |client, address, cell| {
+        let mut books = Books::open(address, cell, Arc::clone(&shared));
         if let Err(end) = admit::come_in(&mut books) {
             return books.close(end);
         }
         takers.give(client, books);
     };
-    if let Err(error) = until_stop(&socket, &cell, &shared, &mut begin, &stop).await {
-        tracing::error!(listener = %cell.name, %error, "cannot accept on a bound socket");
+    if let Err(error) = until_stop(&socket, &whose, &shared, &mut begin, &stop).await {
+        tracing::error!(listener = %whose.borrow().name, %error, "cannot accept on a bound socket");
     }
-    flush(&socket, &cell, &mut begin).await;
+    flush(&socket, &whose, &mut begin).await;
     drop(socket);
     shared.sessions.finish_accepting();
 }
 
 async fn until_stop(
     socket: &TcpListener,
-    cell: &ListenerCell,
+    whose: &watch::Receiver<Arc<ListenerCell>>,
     shared: &Shared,
-    begin: &mut impl FnMut(Peer, SocketAddr),
+    begin: &mut impl FnMut(Peer, SocketAddr, Arc<ListenerCell>),
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let readiness = sys::readiness(socket.as_fd(), Interest::READABLE)?;
@@ -100,9 +101,10 @@ async fn until_stop(
             () = &mut stopped => return Ok(()),
             ready = readiness.readable() => ready?,
         };
+        let cell = Arc::clone(&whose.borrow());
         for _ in 0..BATCH {
-            match accept::next(socket, cell, shared, 0) {
-                Taken::Client(client, address) => begin(client, address),
+            match accept::next(socket, &cell, shared, 0) {
+                Taken::Client(client, address) => begin(client, address, Arc::clone(&cell)),
                 Taken::Nothing => {
                     ready.clear_ready();
                     break;
@@ -119,12 +121,17 @@ async fn until_stop(
 }
 
 /// Takes everything that waits in the queue, for as long as [`FLUSH`] allows.
-async fn flush(socket: &TcpListener, cell: &ListenerCell, begin: &mut impl FnMut(Peer, SocketAddr)) {
+async fn flush(
+    socket: &TcpListener,
+    whose: &watch::Receiver<Arc<ListenerCell>>,
+    begin: &mut impl FnMut(Peer, SocketAddr, Arc<ListenerCell>),
+) {
+    let cell = Arc::clone(&whose.borrow());
     let give_up = Instant::now() + FLUSH;
     let mut taken: u32 = 0;
     loop {
-        match accept::take(socket, cell) {
-            Taken::Client(client, address) => begin(client, address),
+        match accept::take(socket, &cell) {
+            Taken::Client(client, address) => begin(client, address, Arc::clone(&cell)),
             Taken::Nothing => return,
             Taken::Lost => {}
             Taken::Short if Instant::now() >= give_up => return,

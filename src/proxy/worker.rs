@@ -172,9 +172,16 @@ struct TokioHalf {
 
 /// A listener that this worker accepts on.
 struct Open {
-    cell: Arc<ListenerCell>,
+    /// Whose socket it is, which a reload may change.
+    cell: watch::Sender<Arc<ListenerCell>>,
     socket: Arc<TcpListener>,
     stop: CancellationToken,
+}
+
+impl Open {
+    fn is_of(&self, cell: &Arc<ListenerCell>) -> bool {
+        Arc::ptr_eq(&self.cell.borrow(), cell)
+    }
 }
 
 impl TokioHalf {
@@ -264,14 +271,17 @@ impl TokioHalf {
         match command {
             SocketCommand::Open { listener, socket } => self.open(listener, socket),
             SocketCommand::Reapply { listener, options } => {
-                for found in self.open.iter().filter(|open| Arc::ptr_eq(&open.cell, &listener)) {
+                for found in self.open.iter().filter(|open| open.is_of(&listener)) {
                     accept::reapply(&found.socket, &listener, &options);
                 }
             }
+            SocketCommand::Rename { from, to } => {
+                for found in self.open.iter().filter(|open| open.is_of(&from)) {
+                    drop(found.cell.send_replace(Arc::clone(&to)));
+                }
+            }
             SocketCommand::Close { listener } => {
-                self.open
-                    .extract_if(.., |open| Arc::ptr_eq(&open.cell, &listener))
-                    .for_each(|open| open.stop.cancel());
+                self.open.extract_if(.., |open| open.is_of(&listener)).for_each(|open| open.stop.cancel());
             }
             SocketCommand::Census(census) => census.finish(),
             SocketCommand::Kill(kill) => kill.answer(None),
@@ -284,19 +294,15 @@ impl TokioHalf {
             return self.shared.sessions.finish_accepting();
         }
         let (socket, stop) = (Arc::new(socket), CancellationToken::new());
+        let (cell, whose) = watch::channel(cell);
         let takers = Takers {
             number: self.number,
             seats: Arc::clone(&self.seats),
             crew: Arc::clone(&self.crew),
             spread: Spread::new(self.number),
         };
-        let accepting = listener::accept(
-            Arc::clone(&socket),
-            Arc::clone(&cell),
-            Arc::clone(&self.shared),
-            takers,
-            stop.clone(),
-        );
+        let accepting =
+            listener::accept(Arc::clone(&socket), whose, Arc::clone(&self.shared), takers, stop.clone());
         drop(tokio::spawn(accepting));
         self.open.push(Open { cell, socket, stop });
     }

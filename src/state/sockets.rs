@@ -25,6 +25,13 @@ pub enum SocketCommand {
         /// The options.
         options: Listen,
     },
+    /// This listener's socket is another one's from now on.
+    Rename {
+        /// Whose socket it was.
+        from: Arc<ListenerCell>,
+        /// Whose it is, at the same address.
+        to: Arc<ListenerCell>,
+    },
     /// Accept what waits in the queue, then close this listener's socket.
     Close {
         /// Whose socket it is.
@@ -78,6 +85,14 @@ impl Sockets {
         for worker in &self.workers {
             let (listener, options) = (Arc::clone(listener), options.clone());
             drop(worker.send(SocketCommand::Reapply { listener, options }).await);
+        }
+    }
+
+    /// Has every worker accept for another listener on its socket of this one.
+    pub async fn rename(&self, from: &Arc<ListenerCell>, to: &Arc<ListenerCell>) {
+        for worker in &self.workers {
+            let (from, to) = (Arc::clone(from), Arc::clone(to));
+            drop(worker.send(SocketCommand::Rename { from, to }).await);
         }
     }
 

@@ -7,8 +7,14 @@ use tokio::{
 };
 
 use crate::harness::{
-    Backend, Load, Place, Proxy, Setup, ask, connect, eventually, listener, pool, read_out, soon,
+    Backend, Carrier, Load, Place, Proxy, Setup, ask, connect, eventually, listener, on_both_carriers, pool,
+    read_out, soon,
 };
+
+on_both_carriers!(
+    #[tokio::test]
+    a_listener_keeps_its_sockets_under_another_name,
+);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_reloads_under_load_lose_no_session_and_leave_nothing_behind() {
@@ -231,14 +237,52 @@ async fn an_address_that_this_proxy_holds_itself_is_said_to_be_its_own() {
     let web = pool("web", "", &[("aws", aws.address)]);
     let setup = Setup::new(&place, web.clone() + &listener(bind, "web", ""));
     let proxy = Proxy::start(setup.clone()).await;
-    let name = format!("at-{}", bind.port());
-    let renamed = listener(bind, "web", "").replace(&name, "new-name");
     let wide = listener(([0, 0, 0, 0], bind.port()).into(), "web", "");
-    for tables in [renamed, wide] {
-        let words = format!("listener {name} of this proxy has {bind}");
-        refused(&proxy, &setup.with(web.clone() + &tables).text(), &words).await;
-    }
+    let words = format!("listener at-{} of this proxy has {bind}", bind.port());
+    refused(&proxy, &setup.with(web.clone() + &wide).text(), &words).await;
     assert_eq!(ask(bind).await.unwrap(), "aws1");
+}
+
+async fn a_listener_keeps_its_sockets_under_another_name(carrier: Carrier) {
+    let place = Place::new();
+    let (aws, gcp) = (Backend::named(&place, "aws1").await, Backend::named(&place, "gcp1").await);
+    let (one, two) = (place.free(), place.free());
+    let tables = |names: [&str; 2]| {
+        let mut text = pool("a", "", &[("aws", aws.address)]) + &pool("b", "", &[("gcp", gcp.address)]);
+        for (bind, (pool, name)) in [one, two].into_iter().zip(["a", "b"].into_iter().zip(names)) {
+            text += &listener(bind, pool, "").replace(&format!("at-{}", bind.port()), name);
+        }
+        text
+    };
+    let setup = Setup::new(&place, tables(["first", "second"])).carrier(carrier);
+    let proxy = Proxy::start(setup.clone()).await;
+    let sockets = proxy.sockets();
+    let mut long = connect(one).await;
+    long.write_all(b"?").await.unwrap();
+    soon("a name", long.read_exact(&mut [0; 4])).await.unwrap();
+    let load = Load::start(one, 200);
+    // To another name, to each other's, and back.
+    for names in [["first", "other"], ["other", "first"], ["first", "second"]] {
+        proxy.reload(&setup.with(tables(names)).text()).await;
+        let status = proxy.status().await;
+        assert!(status["process"]["last_reload"]["error"].is_null(), "{status:#}");
+        for (bind, backend, name) in [(one, "aws1", names[0]), (two, "gcp1", names[1])] {
+            let accepted =
+                async || proxy.metric("twinspan_connections_accepted_total", &[("listener", name)]).await;
+            eventually("a session under the new name", async || {
+                let before = accepted().await;
+                assert_eq!(ask(bind).await.unwrap(), backend);
+                (accepted().await > before).then_some(())
+            })
+            .await;
+        }
+    }
+    for outcome in load.stop().await {
+        assert!(outcome.answer.is_ok(), "{outcome:?}");
+    }
+    long.write_all(b"?").await.unwrap();
+    drop(long);
+    eventually("as few sockets as before", async || (proxy.sockets() <= sockets).then_some(())).await;
 }
 
 #[tokio::test]

@@ -77,6 +77,14 @@ impl Listeners {
         }
     }
 
+    /// What comes in at the sockets of one listener is another one's from now on.
+    pub(super) fn rename(&mut self, from: &Arc<ListenerCell>, to: &Arc<ListenerCell>) {
+        for listening in self.open.iter_mut().flatten().filter(|listening| Arc::ptr_eq(&listening.cell, from))
+        {
+            listening.cell = Arc::clone(to);
+        }
+    }
+
     /// Takes what waits in the queue of one listener, or of all, and closes it.
     pub(super) fn close(&mut self, cell: Option<&Arc<ListenerCell>>, poll: &Poll, now: Instant) {
         for (place, slot) in self.open.iter_mut().enumerate() {

@@ -435,6 +435,7 @@ impl Engine {
                 }
             }
             SocketCommand::Reapply { listener, options } => self.listeners.reapply(&listener, &options),
+            SocketCommand::Rename { from, to } => self.listeners.rename(&from, &to),
             SocketCommand::Close { listener } => self.listeners.close(Some(&listener), &self.poll, self.now),
             SocketCommand::Census(census) => self.censuses.push(Counting::new(census)),
             SocketCommand::Kill(kill) => self.kill(kill),
