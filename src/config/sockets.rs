@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 
 use super::{
     problem::{Code, similar},
-    values::Mistake,
+    values::{Mistake, is_of_many},
 };
 use crate::net::Dscp;
 
@@ -124,7 +124,7 @@ pub(super) fn dscp(text: &str) -> Result<Dscp, Mistake> {
 /// Reads an address of this machine to connect from.
 pub(super) fn source(text: &str) -> Result<IpAddr, Mistake> {
     match text.parse::<IpAddr>() {
-        Ok(ip) if ip.is_unspecified() || ip.is_multicast() => Err(Mistake::new(
+        Ok(ip) if ip.is_unspecified() || is_of_many(ip) => Err(Mistake::new(
             format!("`{ip}` is not the address of one machine"),
             "leave it to the kernel, or write an address that this machine has",
         )),

@@ -211,7 +211,7 @@ fn without_tcp(text: &str) -> Result<&str, Mistake> {
 
 fn bind(text: &str) -> Result<(SocketAddr, String), Mistake> {
     let text = without_tcp(text)?;
-    let address = socket(text, "0.0.0.0")?;
+    let address = of_one(socket(text, "0.0.0.0")?)?;
     // A scope (`%eth0`) has no place in a label.
     Ok((address, text.replace('%', "-")))
 }
@@ -267,7 +267,23 @@ fn admin(text: &str) -> Result<AdminBind, Mistake> {
 }
 
 fn telemetry(text: &str) -> Result<Option<SocketAddr>, Mistake> {
-    if text == "off" { Ok(None) } else { socket(without_tcp(text)?, "0.0.0.0").map(Some) }
+    if text == "off" { Ok(None) } else { of_one(socket(without_tcp(text)?, "0.0.0.0")?).map(Some) }
+}
+
+/// TCP is between two machines.
+fn of_one(address: SocketAddr) -> Result<SocketAddr, Mistake> {
+    let ip = address.ip();
+    if is_of_many(ip) {
+        let hint = "write an address that this machine has, or \"0.0.0.0\" or \"[::]\" for all of them";
+        return Err(Mistake::new(format!("`{ip}` is not the address of one machine"), hint));
+    }
+    Ok(address)
+}
+
+/// True for multicast, and for all machines of the network.
+pub(super) fn is_of_many(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_multicast() || ip == IpAddr::from([255; 4])
 }
 
 fn address(text: &str) -> Result<Address, Mistake> {
@@ -277,7 +293,7 @@ fn address(text: &str) -> Result<Address, Mistake> {
         Err(_) => host_and_port(text)?,
     };
     match &address {
-        Address::Socket(socket) if socket.ip().is_unspecified() || socket.ip().is_multicast() => {
+        Address::Socket(socket) if socket.ip().to_canonical().is_unspecified() || is_of_many(socket.ip()) => {
             Err(Mistake::new(
                 format!("`{}` is not the address of one machine", socket.ip()),
                 "write the address that clients would connect to",
@@ -502,12 +518,26 @@ mod tests {
             "fe80::1:1",
             "0.0.0.0:1",
             "[::]:1",
+            "[::ffff:0.0.0.0]:1",
             "224.0.0.1:1",
+            "255.255.255.255:1",
+            "[ff02::1]:1",
             "-x:1",
             "a b:1",
             "udp://x:1",
         ] {
             assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_bound_to_addresses_of_one_machine() {
+        for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1%2]:1", "[::ffff:10.0.0.1]:1"] {
+            assert!(bind(text).is_ok() && telemetry(text).is_ok(), "{text}");
+        }
+        for text in ["224.0.0.1:1", "255.255.255.255:1", "[ff02::1]:1", "[::ffff:224.0.0.1]:1"] {
+            assert_eq!(bind(text).unwrap_err().code, Code::BadValue, "{text}");
+            assert_eq!(telemetry(text).unwrap_err().code, Code::BadValue, "{text}");
         }
     }
 

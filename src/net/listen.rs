@@ -76,6 +76,34 @@ pub fn reapply(socket: &impl AsFd, options: &Listen) -> io::Result<()> {
     socket.listen(backlog(&options))
 }
 
+/// What a bind takes that a machine may not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The interface.
+    Interface,
+    /// The address, or the zone of one.
+    Address,
+}
+
+/// What this machine lacks to bind an address at an interface, if it lacks one of the two. Nothing listens, and no port is
+/// taken.
+#[must_use]
+pub fn missing(address: SocketAddr, interface: Option<&str>) -> Option<Missing> {
+    let domain = Domain::for_address(address);
+    let socket = match Socket::new(domain, Type::STREAM, Some(Protocol::TCP)) {
+        Ok(socket) => socket,
+        Err(error) => return (error.raw_os_error() == Some(libc::EAFNOSUPPORT)).then_some(Missing::Address),
+    };
+    if let Some(Err(error)) = interface.map(|name| socket.bind_device(Some(name.as_bytes()))) {
+        return (error.raw_os_error() == Some(libc::ENODEV)).then_some(Missing::Interface);
+    }
+    sys::set_bind_address_no_port(&socket, true).ok()?;
+    let mut address = address;
+    address.set_port(0);
+    let error = socket.bind(&address.into()).err()?.raw_os_error();
+    matches!(error, Some(libc::EADDRNOTAVAIL | libc::ENODEV)).then_some(Missing::Address)
+}
+
 /// What the kernel said about a bind, and how to mend it.
 #[must_use]
 pub fn bind_hint(error: &io::Error) -> String {

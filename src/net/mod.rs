@@ -12,7 +12,7 @@ pub use dial::{
     met_itself, reset_on_close, set_nodelay, set_user_timeout, stall, take_error, waiting,
 };
 pub use intercept::{Intercept, try_transparent};
-pub use listen::{Listen, bind_hint, listen, reapply};
+pub use listen::{Listen, Missing, bind_hint, listen, missing, reapply};
 pub use options::{Dscp, Outgoing, RefusedOption, Tuning, serves_fast_open};
 
 use std::{

@@ -1,7 +1,7 @@
 //! Addresses: no two sockets on one, and no endpoint that is this proxy itself.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::Range,
 };
@@ -69,6 +69,60 @@ impl Build<'_> {
                 self.loops(own, span);
             }
         }
+    }
+
+    /// Tells of link-local addresses that are on no link in particular, which the kernel can neither bind nor connect
+    /// (RFC 4007, section 11).
+    pub(super) fn links(&mut self, file: &File) {
+        for listener in file.listener.get().into_iter().flat_map(|all| &all.0) {
+            let listener = listener.get_ref();
+            let bind =
+                listener.bind.get().map(|bind| bind.0.0).filter(|_| listener.interface.get().is_none());
+            self.link("bind", bind, listener.bind.span(), "");
+        }
+        let telemetry = file.telemetry.get().map(|telemetry| &telemetry.bind);
+        if let Some((address, at)) = telemetry.and_then(|key| Some((key.get()?.0, key.span()))) {
+            self.link("bind", address, at, "");
+        }
+        let mut on_a_link = HashSet::new();
+        for (name, cloud) in file.cloud.get().into_iter().flat_map(|clouds| &clouds.0) {
+            let (name, cloud) = (name.get_ref().as_str(), cloud.get_ref());
+            if cloud.interface.get().is_some() {
+                on_a_link.insert(name);
+                continue;
+            }
+            for source in cloud.source.get().into_iter().flat_map(|sources| &sources.0) {
+                self.link("source", Some(SocketAddr::new(source.get_ref().0, 0)), Some(source.span()), name);
+            }
+        }
+        let pools = file.pool.get().into_iter().flat_map(|all| &all.0);
+        for endpoint in pools.filter_map(|pool| pool.get_ref().endpoint.get()).flat_map(|all| &all.0) {
+            let endpoint = endpoint.get_ref();
+            let cloud = endpoint.cloud.get().map(|cloud| cloud.0.as_str());
+            if let (Some(Address::Socket(address)), Some(cloud)) = (
+                endpoint.address.get().map(|address| &address.0),
+                cloud.filter(|name| !on_a_link.contains(name)),
+            ) {
+                self.link("address", Some(*address), endpoint.address.span(), cloud);
+            }
+        }
+    }
+
+    fn link(&mut self, key: &str, address: Option<SocketAddr>, at: Option<Range<usize>>, cloud: &str) {
+        let Some(SocketAddr::V6(address)) = address else { return };
+        let (ip, port) = (address.ip(), address.port());
+        if !ip.is_unicast_link_local() || address.scope_id() != 0 {
+            return;
+        }
+        let hint = match (key, cloud) {
+            ("source", cloud) => format!("set `interface` in [cloud.{cloud}]"),
+            (_, "") => format!("write \"[{ip}%2]:{port}\" with the number that `ip link` shows"),
+            (_, cloud) => format!(
+                "write \"[{ip}%2]:{port}\" with the number that `ip link` shows, or set `interface` in [cloud.{cloud}]"
+            ),
+        };
+        let what = format!("bad `{key}`: `{ip}` is on each link another machine");
+        self.tell(Problem::at(Code::BadValue, place(at), what).label("on which link?").hint(hint));
     }
 
     fn own(&mut self, owned: &mut Owned, own: Own) {
@@ -162,4 +216,39 @@ fn plain(address: SocketAddr) -> Bind {
 fn is_localhost(host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     host == "localhost" || host.ends_with(".localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_is_on_one_link() {
+        let lines = |bind: &str, cloud: &str, endpoint: &str| -> Vec<usize> {
+            let text = format!(
+                "version = 1\n[cloud.a]\n{cloud}\n[[pool]]\nname = \"p\"\n[pool.health.tcp]\n[[pool.endpoint]]\n\
+                 address = \"{endpoint}:1\"\ncloud = \"a\"\n[[listener]]\n{bind}\npool = \"p\"\n"
+            );
+            match super::super::parse(&text, "x.toml", None) {
+                Ok(_) => Vec::new(),
+                Err(refused) => {
+                    let problems = refused.0.problems().iter();
+                    let of = |problem: &Problem| {
+                        assert_eq!(problem.code, Code::BadValue, "{problem:?}");
+                        refused.0.position(problem.span.as_ref().unwrap().start).0
+                    };
+                    problems.map(of).collect()
+                }
+            }
+        };
+        let (bind, free) = ("bind = \"127.0.0.1:0\"", "127.0.0.1");
+        assert_eq!(lines(bind, "", free), [0_usize; 0]);
+        assert_eq!(lines("bind = \"[fe80::1]:1\"", "", free), [11]);
+        assert_eq!(lines("bind = \"[fe80::1%1]:1\"", "", free), [0_usize; 0]);
+        assert_eq!(lines("bind = \"[fe80::1]:1\"\ninterface = \"lo\"", "", free), [0_usize; 0]);
+        assert_eq!(lines(bind, "", "[fe80::2]"), [8]);
+        assert_eq!(lines(bind, "", "[fe80::2%1]"), [0_usize; 0]);
+        assert_eq!(lines(bind, "source = [\"fe80::1\"]", "[fe80::2%1]"), [3]);
+        assert_eq!(lines(bind, "interface = \"lo\"\nsource = [\"fe80::1\"]", "[fe80::2]"), [0_usize; 0]);
+    }
 }

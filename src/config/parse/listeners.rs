@@ -101,7 +101,7 @@ impl Build<'_> {
                     .also(place(listener.idle_timeout.span()), "no effect"),
             );
         }
-        let v4 = listener.bind.get().is_some_and(|bind| bind.0.0.is_ipv4());
+        let v4 = listener.bind.get().is_some_and(|bind| bind.0.0.ip().to_canonical().is_ipv4());
         if v4 && listener.only_v6.get() == Some(&true) {
             self.tell(
                 Problem::at(Code::NoEffect, place(listener.only_v6.span()), "`only_v6` on an IPv4 address")
@@ -126,7 +126,9 @@ pub(super) fn name(listener: &file::Listener) -> Option<&str> {
 /// Where it accepts.
 pub(super) fn bind(listener: &file::Listener) -> Option<Bind> {
     let address = listener.bind.get()?.0.0;
-    let only_v6 = address.is_ipv6() && listener.only_v6.get().copied().unwrap_or(defaults::ONLY_V6);
+    // The kernel refuses an IPv4 address in IPv6 clothes on a socket of IPv6 alone.
+    let v6 = address.ip().to_canonical().is_ipv6();
+    let only_v6 = v6 && listener.only_v6.get().copied().unwrap_or(defaults::ONLY_V6);
     Some(Bind { address, only_v6 })
 }
 

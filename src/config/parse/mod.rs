@@ -10,6 +10,7 @@ mod edge;
 mod health;
 mod judging;
 mod listeners;
+mod machine;
 mod place;
 mod pools;
 mod sift;
@@ -62,6 +63,7 @@ pub(super) fn parse(text: &str, name: &str, here: Option<Here>) -> Result<Loaded
     let config = match File::deserialize(Deserializer::from(tree)) {
         Ok(file) => {
             if let Some(here) = here {
+                build.machine(&file);
                 if let Some(abilities) = here.abilities {
                     build.abilities(&file, abilities);
                 }
@@ -140,6 +142,7 @@ impl Build<'_> {
         let listeners = self.listeners(file);
         self.sources(file);
         self.addresses(file, &admin, &telemetry);
+        self.links(file);
         Some(Config {
             workers: file.workers.get().copied(),
             pin_workers: file.pin_workers.get().copied(),
