@@ -5,7 +5,8 @@ use std::{net::SocketAddr, process::Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    net::TcpListener,
     process::{Child, ChildStderr, Command},
     time::Instant,
 };
@@ -205,8 +206,30 @@ async fn idle_sessions_live_or_are_counted_as_dead() {
     load.until("the deaths", |line| line.ends_with("  20 errors")).await;
     load.interrupt();
     let (code, object) = load.end().await;
-    assert_eq!((code, &object["interrupted"]), (Some(0), &true.into()), "{object:#}");
+    assert_eq!((code, &object["interrupted"]), (Some(1), &true.into()), "{object:#}");
     assert_eq!((fates(&object), count(&object, "/errors/total")), ([20, 20, 0], 20), "{object:#}");
+    let told = format!("no connection to {to} lived to the end");
+    assert_eq!((&object["ok"], &object["error"]), (&false.into(), &told.into()), "{object:#}");
+}
+
+#[tokio::test]
+async fn bulk_that_stands_still_is_given_up_and_made_anew() {
+    let place = Place::new();
+    for (direction, of) in [("down", "source"), ("up", "sink"), ("both", "echo")] {
+        let (target, to) = target(&place, of, &[]).await;
+        let options = ["--direction", direction, "--timeout", "300ms", "--duration", "1h", "--warmup", "0"];
+        let mut load = Running::start("stream", to, &options);
+        load.works().await;
+        target.signal(Signal::STOP);
+        let errors = |line: &str| line.split_whitespace().rev().nth(1)?.parse::<u64>().ok();
+        load.until("the end of all four", |line| errors(line) >= Some(4)).await;
+        target.signal(Signal::CONT);
+        load.works().await;
+        load.interrupt();
+        let (code, object) = load.end().await;
+        assert_eq!(code, Some(0), "{object:#}");
+        assert!(count(&object, "/errors/timed_out") >= 4, "{direction}: {object:#}");
+    }
 }
 
 #[tokio::test]
@@ -278,7 +301,29 @@ async fn wrong_bytes_are_a_failure() {
         assert_eq!((output.code, &object["ok"]), (Some(1), &false.into()), "{object:#}");
         assert!(count(&object, "/errors/wrong_bytes") > 0, "{object:#}");
         assert!(output.stderr.contains(hint), "{output:?}");
+        assert!(object["error"].as_str().unwrap().contains(hint), "{object:#}");
     }
+    // One reply on each connection is right.
+    let liar = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = liar.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = liar.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 128];
+                client.read_exact(&mut request).await?;
+                client.write_all(&request).await?;
+                client.read_exact(&mut request).await?;
+                client.write_all(&request.map(|byte| !byte)).await
+            });
+        }
+    });
+    let (code, object) = load("rr", to, &["--duration", "500ms", "--warmup", "0"]).await;
+    assert_eq!((code, &object["ok"]), (Some(1), &false.into()), "{object:#}");
+    assert!(count(&object, "/requests") > 0 && count(&object, "/errors/wrong_bytes") > 0, "{object:#}");
+    assert!(
+        object["error"].as_str().unwrap().starts_with(&format!("wrong bytes came from {to}")),
+        "{object:#}"
+    );
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ pub(super) struct ClientArgs {
     /// Threads that work; one is enough until it is busy all the time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
-    /// Longest wait for a connection or a reply
+    /// Longest wait for a connection, for a reply, or for the next bytes of bulk
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = words::span)]
     timeout: Duration,
     /// Print the result as one JSON object
@@ -81,7 +81,7 @@ pub(super) struct Bench<'a> {
     pub(super) unit: &'static str,
     pub(super) figures: fn(&Tally) -> Figures,
     pub(super) worked: fn(&Tally) -> bool,
-    /// What may help when nothing worked.
+    /// What may help when nothing worked, or bytes were wrong.
     pub(super) hint: &'static str,
 }
 
@@ -117,9 +117,20 @@ impl Bench<'_> {
                 super::say(&progress.line(time, &live));
             }
         })?;
-        let error = (!(self.worked)(&tally))
-            .then(|| format!("nothing worked at {}{}", self.client.address, self.hint));
-        Ok(self.report(&tally, error).print())
+        Ok(self.report(&tally, self.fault(&tally)).print())
+    }
+
+    /// Why it cannot be called a success, if it cannot.
+    fn fault(&self, tally: &Tally) -> Option<String> {
+        let (address, hint, wrong) = (&self.client.address, self.hint, tally.failures.wrong_bytes);
+        if !(self.worked)(tally) {
+            return Some(format!("nothing worked at {address}{hint}"));
+        }
+        if wrong > 0 {
+            return Some(format!("wrong bytes came from {address}, {wrong} times{hint}"));
+        }
+        let died = matches!(self.kind, Kind::Hold(_)) && tally.units == 0;
+        died.then(|| format!("no connection to {address} lived to the end"))
     }
 
     /// Before thousands of connections fail one by one.

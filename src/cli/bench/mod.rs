@@ -48,7 +48,8 @@ enum Verb {
     Idle(IdleArgs),
 }
 
-/// Does it. A load succeeds if something worked and no byte was wrong; a target, if it could listen.
+/// Does it. A load succeeds if something worked and no byte was wrong, and if of connections that it held one
+/// lives; a target, if it could listen.
 #[must_use]
 pub fn run(args: &BenchArgs) -> ExitCode {
     let outcome = match &args.verb {

@@ -23,7 +23,7 @@ pub(super) struct Report {
     pub(super) failures: Failures,
     pub(super) elapsed: Duration,
     pub(super) interrupted: bool,
-    /// Why nothing worked, if nothing did.
+    /// Why it is no success, if it is none.
     pub(super) error: Option<String>,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Figures {
 }
 
 impl Report {
-    /// Prints it. Success means that something worked and that no byte was wrong.
+    /// Prints it. Success means that there is no error and that no byte was wrong.
     pub(super) fn print(&self) -> ExitCode {
         let code = if self.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         let code = match self.json {

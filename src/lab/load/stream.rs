@@ -1,4 +1,4 @@
-//! Bulk bytes on a few connections: down, up, or both at once. A connection that is lost is made anew.
+//! Bulk bytes on a few connections: down, up, or both at once. A connection that is lost, or stands still, is made anew.
 
 use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
 
@@ -36,8 +36,25 @@ pub(super) struct Stream {
 struct Flow {
     socket: Option<OwnedFd>,
     connected: bool,
-    /// When the connect began.
-    began: Instant,
+    /// Whether bytes went either way since the last look.
+    moved: bool,
+    /// When the connect began, or the last look that found it moving.
+    since: Instant,
+}
+
+impl Flow {
+    const fn new(socket: Option<OwnedFd>, since: Instant) -> Self {
+        Self { socket, connected: false, moved: false, since }
+    }
+
+    /// Whether it has waited longer than `timeout` for its connect or the next byte. The clock is read for a look at
+    /// all, and not for each piece.
+    fn is_late(&mut self, now: Instant, timeout: Duration) -> bool {
+        if std::mem::take(&mut self.moved) {
+            self.since = now;
+        }
+        self.socket.is_some() && now.duration_since(self.since) > timeout
+    }
 }
 
 impl Stream {
@@ -58,7 +75,7 @@ impl Stream {
         Ok(Self {
             to,
             poll: Poll::new()?,
-            flows: (0..count).map(|_| Flow { socket: None, connected: false, began: now }).collect(),
+            flows: (0..count).map(|_| Flow::new(None, now)).collect(),
             fresh: 0,
             opening: 0,
             resting: VecDeque::with_capacity(count),
@@ -73,7 +90,7 @@ impl Stream {
         let Some(flow) = self.flows.get_mut(place) else { return Ok(()) };
         let socket = socket::connect(self.to)?;
         self.poll.add(&socket, place, EventFlags::OUT)?;
-        *flow = Flow { socket: Some(socket), connected: false, began: now };
+        *flow = Flow::new(Some(socket), now);
         self.opening += 1;
         Ok(())
     }
@@ -84,9 +101,9 @@ impl Stream {
         let flags = event.flags;
         if !flow.connected {
             sockopt::socket_error(socket)??;
-            flow.connected = true;
+            (flow.connected, flow.moved) = (true, true);
             self.opening -= 1;
-            tally.connected(flow.began.elapsed());
+            tally.connected(flow.since.elapsed());
             if let Some(ask) = self.head {
                 // It fits: the socket is empty.
                 send(socket, &ask.head(), SendFlags::NOSIGNAL)?;
@@ -97,13 +114,18 @@ impl Stream {
         if flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP) {
             match socket::swallow(socket, &mut self.buffer)? {
                 Some(0) => return Err(Failure::ClosedEarly),
-                Some(read) => tally.down += read as u64,
+                Some(read) => {
+                    flow.moved = true;
+                    tally.down += read as u64;
+                }
                 None => {}
             }
         }
         if flags.contains(EventFlags::OUT) {
             let sent = send(socket, &self.buffer, SendFlags::NOSIGNAL).map_err(io::Error::from);
-            tally.up += ready(sent)?.unwrap_or_default() as u64;
+            let sent = ready(sent)?.unwrap_or_default();
+            flow.moved |= sent > 0;
+            tally.up += sent as u64;
         }
         Ok(())
     }
@@ -151,11 +173,8 @@ impl Work for Stream {
     }
 
     fn expire(&mut self, now: Instant, _: &Demand, tally: &mut Tally) {
-        let late = |flow: &Flow| {
-            flow.socket.is_some() && !flow.connected && now.duration_since(flow.began) > self.timeout
-        };
-        let expired: Vec<_> =
-            self.flows.iter().enumerate().filter(|(_, flow)| late(flow)).map(|(place, _)| place).collect();
+        let late = |(place, flow): (usize, &mut Flow)| flow.is_late(now, self.timeout).then_some(place);
+        let expired: Vec<_> = self.flows.iter_mut().enumerate().filter_map(late).collect();
         for place in expired {
             self.lost(place, Failure::TimedOut, tally);
         }
