@@ -102,25 +102,28 @@ async fn killing_a_cloud_under_500_new_sessions_a_second_loses_none_of_them() {
     let dead = Instant::now();
     proxy.judges(&aws, "down").await;
     sessions_pass(1_000).await;
+    let revived = Instant::now();
     for (address, name) in [(aws[0], "aws1"), (aws[1], "aws2")] {
         processes.push(endpoint(address, name).await);
     }
-    proxy.judges(&aws, "up").await;
+    proxy.uses(&aws).await;
     let back = Instant::now();
     sessions_pass(2_000).await;
     let outcomes = load.stop().await;
 
-    let (mut before, mut during, mut meanwhile, mut after) = (vec![], vec![], vec![], vec![]);
+    let (mut before, mut during, mut meanwhile, mut again, mut after) =
+        (vec![], vec![], vec![], vec![], vec![]);
     for outcome in &outcomes {
         let kind = match outcome.begun {
             begun if begun >= back => &mut after,
+            begun if begun >= revived => &mut again,
             begun if begun >= dead => &mut meanwhile,
             begun if begun + outcome.took >= killed => &mut during,
             _ => &mut before,
         };
         kind.push(outcome);
     }
-    for outcome in before.iter().chain(&meanwhile).chain(&after) {
+    for outcome in before.iter().chain(&meanwhile).chain(&again).chain(&after) {
         assert!(outcome.answer.is_ok(), "a session failed that no dying endpoint had taken: {outcome:?}");
     }
     // Alive at the moment of the kill: those may have been in the hands of an endpoint that died.

@@ -79,7 +79,7 @@ fn a_cloud_that_swallows_packets_loses_no_new_session_and_its_old_ones_live_on_w
         counted(&gcp, 300).await;
         let healed = Instant::now();
         blackhole("-D", AWS);
-        proxy.judges(&[aws.address], "up").await;
+        proxy.uses(&[aws.address]).await;
         let back = Instant::now();
         counted(&aws, 300).await;
         let outcomes = load.stop().await;

@@ -141,19 +141,28 @@ impl Proxy {
         serde_json::from_str(&output.stdout).unwrap()
     }
 
+    /// What `status` says of an endpoint.
+    async fn endpoint(&self, address: SocketAddr) -> serde_json::Value {
+        let status = self.status().await;
+        let pools = status["pools"].as_array().unwrap().iter();
+        let mut endpoints = pools.flat_map(|pool| pool["endpoints"].as_array().unwrap());
+        let found = endpoints.find(|endpoint| endpoint["address"] == address.to_string());
+        found.unwrap_or_else(|| panic!("no {address} in {status:#}")).clone()
+    }
+
     /// The verdict about an endpoint.
     pub(crate) async fn verdict(&self, address: SocketAddr) -> String {
-        let status = self.status().await;
-        let endpoints = status["pools"].as_array().unwrap().iter().flat_map(|pool| {
-            pool["endpoints"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|endpoint| (&endpoint["address"], &endpoint["verdict"]))
-        });
-        let found =
-            endpoints.filter(|(at, _)| *at == &address.to_string()).map(|(_, verdict)| verdict).next();
-        found.unwrap_or_else(|| panic!("no {address} in {status:#}")).as_str().unwrap().to_owned()
+        self.endpoint(address).await["verdict"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until every one of these endpoints is up and in use: what sessions have found bad is not at once, though its
+    /// probes are good.
+    pub(crate) async fn uses(&self, addresses: &[SocketAddr]) {
+        self.judges(addresses, "up").await;
+        for address in addresses {
+            let used = async || (self.endpoint(*address).await["in_use"] == true).then_some(());
+            eventually(format!("{address} in use"), used).await;
+        }
     }
 
     /// Waits for a verdict about every one of these endpoints.
